@@ -2,7 +2,12 @@
 
 ServiceError
 ├── ConfigurationError        the operator has to mend something
-│   └── MissingModel          weights are absent or are not the ones in the manifest
+│   ├── MissingModel          weights are absent or are not the ones in the manifest
+│   ├── InvalidManifest       inference/weights.py
+│   ├── InvalidModelFile      inference/ctranslate2.py
+│   ├── DownloadFailed        inference/download.py
+│   ├── SourceFailed          inference/baking.py
+│   └── NothingBaked          inference/baking.py
 ├── RequestError              the caller has to mend something
 │   ├── InvalidJobId
 │   ├── InvalidOption
@@ -17,6 +22,7 @@ ServiceError
 │   ├── TooManyJobs
 │   └── Draining
 ├── SlowReader                a reader of output fell behind what is kept
+├── ClientError               client.py: the server answered with an error or broke off
 └── DecodeError               inference failed on this request
 """
 
@@ -49,9 +55,7 @@ class MissingModel(ConfigurationError):
     code = "missing_model"
 
     def __init__(self, model: str, problem: str) -> None:
-        super().__init__(
-            f"model {model}: {problem}, run: python scripts/bake_model.py {model}"
-        )
+        super().__init__(f"model {model}: {problem}, run: python scripts/bake_model.py {model}")
         self.model = model
         self.problem = problem
 
@@ -97,7 +101,9 @@ class UnknownModel(RequestError):
         self.found, self.served = found, tuple(served)
 
     def __str__(self) -> str:
-        return f"model is {self.found[:160]!r}, expected one that is served: {', '.join(self.served)}"
+        return (
+            f"model is {self.found[:160]!r}, expected one that is served: {', '.join(self.served)}"
+        )
 
 
 class UnknownJob(RequestError):

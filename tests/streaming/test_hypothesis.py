@@ -1,0 +1,92 @@
+"""What is believed of a hypothesis, and where a long one is cut."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whisper_byoc.audio import SAMPLE_RATE
+from whisper_byoc.decode import Hypothesis
+from whisper_byoc.streaming.hypothesis import choose_cut, is_speech, place_words, quietest
+from whisper_byoc.transcript import Word
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "expected"),
+    [
+        pytest.param(Hypothesis("hello", "en"), True, id="plain words"),
+        pytest.param(Hypothesis("", "en"), False, id="no text"),
+        pytest.param(
+            Hypothesis("you", "en", no_speech_prob=0.7, avg_logprob=-1.2), False, id="no speech"
+        ),
+        pytest.param(
+            Hypothesis("you", "en", no_speech_prob=0.7, avg_logprob=-0.2),
+            True,
+            id="improbable speech with sure words",
+        ),
+        pytest.param(Hypothesis("la la la", "en", compression_ratio=2.5), False, id="a loop"),
+    ],
+)
+def test_is_speech(hypothesis: Hypothesis, expected: bool) -> None:
+    assert is_speech(hypothesis) is expected
+
+
+times = st.floats(-5, 40, allow_nan=False)
+
+
+@given(st.lists(st.tuples(times, times), max_size=30), st.floats(0, 100), st.floats(0, 100))
+def test_placed_words_are_in_order_and_within_their_window(
+    spans: list[tuple[float, float]], offset: float, not_before: float
+) -> None:
+    not_after = max(not_before, offset + 30)
+    words = [Word(str(index), *span, 0.5) for index, span in enumerate(spans)]
+    placed = place_words(words, offset, not_before, not_after)
+    assert [word.text for word in placed] == [word.text for word in words]
+    limits = [time for word in placed for time in (word.start, word.end)]
+    assert limits == sorted(limits)
+    assert all(not_before <= time <= not_after for time in limits)
+
+
+def noise(
+    seconds: float, *quiet: tuple[float, float]
+) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    samples = np.random.default_rng(1).uniform(-0.5, 0.5, round(seconds * SAMPLE_RATE))
+    for start, end in quiet:
+        samples[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)] *= 0.01
+    return samples.astype(np.float32)
+
+
+def spoken(*spans: tuple[float, float]) -> list[Word]:
+    return [Word(f"word{index}", start, end, 0.9) for index, (start, end) in enumerate(spans)]
+
+
+def test_the_cut_falls_into_the_quietest_gap_between_words() -> None:
+    samples = noise(20, (2.9, 3.1), (11.9, 12.2))
+    words = spoken((1, 2.9), (3.1, 9), (9, 12), (12.2, 15), (15, 18))
+    cut = choose_cut(samples, words)
+    assert cut.num_words == 3
+    assert 11.9 <= cut.sample / SAMPLE_RATE <= 12.2
+
+
+def test_words_near_the_live_edge_are_not_cut_off() -> None:
+    samples = noise(20, (19.3, 19.5))
+    cut = choose_cut(samples, spoken((1, 9), (9, 14), (14, 19.4), (19.5, 20)))
+    assert cut.num_words <= 2
+
+
+@pytest.mark.parametrize("words", [[], spoken((0.5, 1.5)), spoken((0, 19.9))], ids=len)
+def test_without_a_gap_the_quietest_place_of_the_later_half_is_taken(words: list[Word]) -> None:
+    samples = noise(20, (4, 5), (13, 13.4))
+    cut = choose_cut(samples, words)
+    assert 13 <= cut.sample / SAMPLE_RATE <= 13.4
+    assert cut.num_words == sum((word.start + word.end) / 2 < 13 for word in words)
+
+
+@given(st.floats(0.05, 3), st.floats(-1, 4), st.floats(-1, 4))
+def test_the_quietest_place_lies_within_the_samples(
+    seconds: float, start: float, stop: float
+) -> None:
+    samples = noise(seconds)
+    place, energy = quietest(samples, min(start, stop), max(start, stop))
+    assert 0 <= place <= len(samples)
+    assert energy >= 0

@@ -1,0 +1,306 @@
+"""The rules of one stream, driven with made-up voice and made-up hypotheses."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from whisper_byoc.audio import SAMPLE_RATE
+from whisper_byoc.decode import FRAME_SAMPLES, MAX_WINDOW_SECONDS, Hypothesis
+from whisper_byoc.settings import StreamingSettings
+from whisper_byoc.streaming.transcriber import (
+    MAX_BLOCK_SAMPLES,
+    Purpose,
+    SampleBuffer,
+    Transcriber,
+    Window,
+)
+from whisper_byoc.transcript import (
+    End,
+    Endpoint,
+    EndReason,
+    Event,
+    Failure,
+    Final,
+    Partial,
+    Word,
+)
+
+SETTINGS = StreamingSettings(endpoint_silence=0.5, pre_roll=0.3, max_utterance=10)
+FRAMES_PER_SECOND = SAMPLE_RATE / FRAME_SAMPLES
+BLOCK_FRAMES = MAX_BLOCK_SAMPLES // FRAME_SAMPLES
+
+
+class Stream:
+    """Feeds a transcriber with audio whose samples tell their own place in the stream."""
+
+    def __init__(self, live: bool = False) -> None:
+        self.transcriber = Transcriber(SETTINGS)
+        self.live = live
+        self.windows: list[Window] = []
+        self.events: list[Event] = []
+        self._frames = 0
+        self._spoken: list[tuple[float, float]] = []
+
+    def receive(self, seconds: float, voice: float) -> None:
+        """Audio of one kind, decoded as it comes: one word for each second of the stream."""
+        frames = round(seconds * FRAMES_PER_SECOND)
+        if voice > SETTINGS.speech_threshold:
+            began = self._frames / FRAMES_PER_SECOND
+            self._spoken.append((began, began + frames / FRAMES_PER_SECOND))
+        for start in range(0, frames, BLOCK_FRAMES):
+            block = min(BLOCK_FRAMES, frames - start)
+            first = self._frames * FRAME_SAMPLES
+            samples = np.arange(first, first + block * FRAME_SAMPLES, dtype=np.float32)
+            self.transcriber.receive_audio(samples, [voice] * block)
+            self._frames += block
+            self.decode()
+
+    def speak(self, seconds: float) -> None:
+        self.receive(seconds, 0.9)
+
+    def pause(self, seconds: float) -> None:
+        self.receive(seconds, 0.1)
+
+    def end(self, reason: EndReason = EndReason.EOF) -> None:
+        self.transcriber.receive_end(reason)
+        self.decode()
+
+    def decode(self) -> None:
+        while window := self.transcriber.next_window(live=self.live):
+            self.windows.append(window)
+            self.transcriber.receive_hypothesis(self.hear(window))
+        self.events += self.transcriber.events_to_send()
+
+    def hear(self, window: Window) -> Hypothesis:
+        """One word for every whole second of the stream that begins in the window and is spoken."""
+        words = []
+        for second in range(int(window.offset), int(window.end) + 1):
+            start = second - window.offset
+            spoken = any(begin <= second and second + 0.5 <= end for begin, end in self._spoken)
+            if spoken and start >= -0.02 and second + 0.5 <= window.end:
+                words.append(Word(f"s{second}", max(start, 0.0), start + 0.5, 0.9))
+        return Hypothesis(" ".join(word.text for word in words), "en", tuple(words))
+
+    def of(self, *kinds: type) -> list[Event]:
+        return [event for event in self.events if isinstance(event, kinds)]
+
+    def words(self) -> list[str]:
+        return [word.text for event in self.of(Final) for word in getattr(event, "words")]  # noqa: B009
+
+
+def test_silence_is_never_decoded() -> None:
+    stream = Stream(live=True)
+    stream.pause(30)
+    stream.end()
+    assert stream.windows == []
+    assert stream.events == [End(0, pytest.approx(30, abs=0.02), EndReason.EOF)]
+
+
+def test_an_utterance_becomes_final_at_its_endpoint() -> None:
+    stream = Stream()
+    stream.pause(2)
+    stream.speak(3)
+    assert stream.events == []
+    stream.pause(1)
+    final, endpoint = stream.events
+    assert isinstance(final, Final)
+    assert isinstance(endpoint, Endpoint)
+    assert final.text == "s2 s3 s4"
+    assert (final.utterance, endpoint.utterance) == (0, 0)
+    assert endpoint.time == pytest.approx(5.5, abs=0.05)
+    (window,) = stream.windows
+    assert window.purpose is Purpose.FINAL
+    assert window.offset == pytest.approx(1.7, abs=0.04)
+    assert window.samples[0] == window.start
+
+
+def test_the_end_of_the_stream_flushes_the_last_words() -> None:
+    stream = Stream()
+    stream.speak(3)
+    stream.end(EndReason.STOPPED)
+    assert stream.words() == ["s0", "s1", "s2"]
+    assert [event.type for event in stream.events] == ["final", "endpoint", "end"]
+    end = stream.events[-1]
+    assert isinstance(end, End)
+    assert end.reason is EndReason.STOPPED
+    assert stream.transcriber.ended
+
+
+def test_a_short_noise_is_no_utterance() -> None:
+    stream = Stream(live=True)
+    stream.pause(1)
+    stream.receive(0.064, 0.9)
+    stream.pause(2)
+    stream.speak(1)
+    stream.end()
+    assert {getattr(event, "utterance", 0) for event in stream.events} == {0}
+    assert len([window for window in stream.windows if window.purpose is Purpose.FINAL]) == 1
+
+
+def test_a_hypothesis_without_words_takes_its_partial_back() -> None:
+    transcriber = Transcriber(SETTINGS)
+    block = np.zeros(BLOCK_FRAMES * FRAME_SAMPLES, dtype=np.float32)
+    transcriber.receive_audio(block, [0.9] * BLOCK_FRAMES)
+    assert transcriber.next_window(live=True) is not None
+    transcriber.receive_hypothesis(Hypothesis("thank you", "en"))
+    transcriber.receive_end(EndReason.EOF)
+    assert transcriber.next_window(live=True) is not None
+    transcriber.receive_hypothesis(Hypothesis("", "en"))
+    first, second, endpoint, end = transcriber.events_to_send()
+    assert isinstance(first, Partial)
+    assert first.text == "thank you"
+    assert isinstance(second, Partial)
+    assert second.text == ""
+    assert isinstance(endpoint, Endpoint)
+    assert isinstance(end, End)
+
+
+def test_only_a_live_stream_gets_partials() -> None:
+    for live in (True, False):
+        stream = Stream(live=live)
+        stream.speak(5)
+        stream.end()
+        assert bool(stream.of(Partial)) is live
+        assert stream.words() == ["s0", "s1", "s2", "s3", "s4"]
+
+
+def test_a_partial_is_sent_again_only_when_it_changes() -> None:
+    stream = Stream(live=True)
+    stream.speak(6)
+    texts = [event.text for event in stream.of(Partial) if isinstance(event, Partial)]
+    assert texts == sorted(set(texts), key=len)
+
+
+def test_one_window_is_out_at_a_time() -> None:
+    transcriber = Transcriber(SETTINGS)
+    block = np.zeros(BLOCK_FRAMES * FRAME_SAMPLES, dtype=np.float32)
+    transcriber.receive_audio(block, [0.9] * BLOCK_FRAMES)
+    transcriber.receive_end(EndReason.EOF)
+    assert transcriber.next_window(live=True) is not None
+    assert transcriber.next_window(live=True) is None
+    assert not transcriber.ended
+
+
+@pytest.mark.parametrize("seconds", [15, 35, 100])
+def test_long_speech_is_cut_without_losing_or_doubling_words(seconds: int) -> None:
+    stream = Stream()
+    stream.speak(seconds)
+    stream.pause(1)
+    stream.end()
+    assert stream.words() == [f"s{second}" for second in range(seconds)]
+    assert len(stream.of(Endpoint)) == 1
+    assert len(stream.of(Final)) > 1
+    assert max(len(window.samples) for window in stream.windows) <= MAX_WINDOW_SECONDS * SAMPLE_RATE
+
+
+def test_audio_waits_when_the_engine_does_not_answer() -> None:
+    transcriber = Transcriber(SETTINGS)
+    block = np.zeros(BLOCK_FRAMES * FRAME_SAMPLES, dtype=np.float32)
+    received = 0
+    while transcriber.has_room and received < 100:
+        transcriber.receive_audio(block, [0.9] * BLOCK_FRAMES)
+        received += 1
+    assert 20 < received <= MAX_WINDOW_SECONDS * SAMPLE_RATE / len(block)
+    window = transcriber.next_window(live=False)
+    assert window is not None
+    transcriber.receive_hypothesis(Hypothesis("", "en"))
+    assert transcriber.has_room
+
+
+def test_closed_utterances_wait_only_to_a_bound() -> None:
+    transcriber = Transcriber(SETTINGS)
+    block = np.zeros(BLOCK_FRAMES * FRAME_SAMPLES, dtype=np.float32)
+    received = 0
+    while transcriber.has_room and received < 1000:
+        transcriber.receive_audio(block, [0.9] * 10 + [0.1] * (BLOCK_FRAMES - 10))
+        received += 1
+    assert received == 4
+
+
+def test_a_failed_decode_ends_the_stream_with_its_reason() -> None:
+    stream = Stream()
+    stream.speak(2)
+    stream.transcriber.receive_failure("decode_failed", "no memory")
+    stream.decode()
+    assert stream.events == [
+        Failure(0, "decode_failed", "no memory"),
+        End(1, pytest.approx(2, abs=0.02), EndReason.ERROR),
+    ]
+    stream.end()
+    assert len(stream.events) == 2
+
+
+def test_what_was_heard_before_bad_audio_is_flushed_first() -> None:
+    stream = Stream()
+    stream.speak(2)
+    stream.transcriber.receive_end(EndReason.ERROR, ("unsupported_audio", "audio is text"))
+    stream.decode()
+    assert [event.type for event in stream.events] == ["final", "endpoint", "error", "end"]
+
+
+def test_the_last_block_may_end_within_a_frame() -> None:
+    transcriber = Transcriber(SETTINGS)
+    transcriber.receive_audio(np.zeros(700, dtype=np.float32), [0.1, 0.1])
+    transcriber.receive_end(EndReason.EOF)
+    assert transcriber.events_to_send() == [End(0, 700 / SAMPLE_RATE, EndReason.EOF)]
+
+
+def test_memory_stays_small_in_a_long_silence() -> None:
+    stream = Stream()
+    for _ in range(20):
+        stream.pause(60)
+    buffer = stream.transcriber._audio
+    assert buffer.end - buffer.start <= SAMPLE_RATE
+    assert len(buffer._data) <= 4 * SAMPLE_RATE
+
+
+pieces = st.lists(
+    st.tuples(st.sampled_from(["speak", "pause"]), st.floats(0.05, 14)), min_size=1, max_size=8
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(pieces, st.booleans())
+def test_any_stream_keeps_the_contract(script: Sequence[tuple[str, float]], live: bool) -> None:
+    stream = Stream(live)
+    for kind, seconds in script:
+        getattr(stream, kind)(seconds)
+    stream.end()
+    assert stream.transcriber.ended
+    assert [event.seq for event in stream.events] == list(range(len(stream.events)))
+    assert isinstance(stream.events[-1], End)
+    assert len(stream.of(End)) == 1
+    words = stream.words()
+    assert len(words) == len(set(words))
+    assert words == sorted(words, key=lambda word: int(word[1:]))
+    times = [time for word in final_words(stream) for time in (word.start, word.end)]
+    assert times == sorted(times)
+    assert all(0 <= time <= stream.transcriber.audio_seconds for time in times)
+    ended = [event.utterance for event in stream.events if isinstance(event, Endpoint)]
+    assert ended == list(range(len(ended)))
+    assert {event.utterance for event in final_events(stream)} <= set(ended)
+
+
+def final_events(stream: Stream) -> list[Final]:
+    return [event for event in stream.events if isinstance(event, Final)]
+
+
+def final_words(stream: Stream) -> Iterator[Word]:
+    for event in final_events(stream):
+        yield from event.words
+
+
+@given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 9000)), max_size=30))
+def test_the_sample_buffer_gives_back_what_is_kept(steps: list[tuple[int, int]]) -> None:
+    buffer = SampleBuffer()
+    end = 0
+    for length, dropped in steps:
+        buffer.append(np.arange(end, end + length, dtype=np.float32))
+        end += length
+        buffer.drop_before(buffer.start + dropped)
+        assert buffer.end == end
+        kept = buffer.copy(buffer.start, buffer.end)
+        assert np.array_equal(kept, np.arange(buffer.start, end, dtype=np.float32))

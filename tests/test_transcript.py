@@ -1,0 +1,178 @@
+"""Events and the formats they are written in."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whisper_byoc.errors import InvalidOption
+from whisper_byoc.transcript import (
+    MAX_CUE_LINES,
+    MAX_CUE_SECONDS,
+    MAX_LINE_CHARACTERS,
+    WRITERS,
+    End,
+    Endpoint,
+    EndReason,
+    Event,
+    Failure,
+    Final,
+    Format,
+    Partial,
+    Word,
+    choose_format,
+    clock,
+    cues_of,
+    event_document,
+)
+
+ASK = (Word("Ask", 3.1, 3.4219, 0.98), Word("not", 3.42, 3.7, 0.9))
+TELL = (Word("tell", 4.0, 4.5, 0.8),)
+EVENTS: list[Event] = [
+    Partial(0, 0, 3.0, 3.8, "ask"),
+    Final(1, 0, 3.1, 3.7, "Ask not", ASK, "en"),
+    Final(2, 0, 4.0, 4.5, "tell", TELL, "en"),
+    Endpoint(3, 0, 5.0),
+    Final(
+        4,
+        1,
+        7.0,
+        7.5,
+        "größer <&>",
+        (Word("größer", 7.0, 7.2, 1.0), Word("<&>", 7.2, 7.5, 1.0)),
+        "de",
+    ),
+    Endpoint(5, 1, 8.0),
+    End(6, 9.0, EndReason.EOF),
+]
+
+
+def write(chosen: Format, events: list[Event] = EVENTS) -> str:
+    writer = WRITERS[chosen]()
+    return writer.begin() + "".join(writer.write(event) for event in events)
+
+
+def test_events_are_the_documents_of_the_contract() -> None:
+    assert event_document(EVENTS[0]) == {
+        "type": "partial", "seq": 0, "utterance": 0, "start": 3.0, "end": 3.8, "text": "ask",
+    }  # fmt: skip
+    assert event_document(EVENTS[2]) == {
+        "type": "final", "seq": 2, "utterance": 0, "start": 4.0, "end": 4.5, "text": "tell",
+        "words": [{"word": "tell", "start": 4.0, "end": 4.5, "probability": 0.8}],
+        "language": "en",
+    }  # fmt: skip
+    assert event_document(EVENTS[3]) == {"type": "endpoint", "seq": 3, "utterance": 0, "time": 5.0}
+    assert event_document(EVENTS[6]) == {
+        "type": "end", "seq": 6, "audio_seconds": 9.0, "reason": "eof",
+    }  # fmt: skip
+    assert event_document(Failure(5, "unsupported_audio", "audio is text")) == {
+        "type": "error", "seq": 5, "code": "unsupported_audio", "message": "audio is text",
+    }  # fmt: skip
+
+
+def test_times_are_rounded_to_milliseconds() -> None:
+    assert event_document(EVENTS[1])["words"][0]["end"] == 3.422
+
+
+def test_text_holds_finals_one_utterance_a_line() -> None:
+    assert write(Format.TEXT) == "Ask not tell\ngrößer <&>\n"
+
+
+def test_text_ends_its_line_when_the_job_ends_within_an_utterance() -> None:
+    assert write(Format.TEXT, [EVENTS[1], EVENTS[6]]) == "Ask not\n"
+    assert write(Format.TEXT, [EVENTS[6]]) == ""
+
+
+def test_ndjson_is_one_event_a_line() -> None:
+    lines = write(Format.NDJSON).splitlines()
+    assert [json.loads(line) for line in lines] == [event_document(event) for event in EVENTS]
+    assert "größer" in lines[4]
+
+
+def test_sse_numbers_its_events_and_says_when_it_is_done() -> None:
+    blocks = write(Format.SSE).split("\n\n")
+    assert blocks[-2:] == ["data: [DONE]", ""]
+    assert blocks[1].startswith('id: 1\nevent: final\ndata: {"type":"final","seq":1,')
+    assert all("\n" not in block.split("data: ")[1] for block in blocks[:-1])
+
+
+def test_json_is_one_document_at_the_end() -> None:
+    document = json.loads(write(Format.JSON))
+    assert document["text"] == "Ask not tell größer <&>"
+    assert document["duration"] == 9.0
+    assert document["reason"] == "eof"
+    assert [segment["utterance"] for segment in document["segments"]] == [0, 0, 1]
+    assert write(Format.JSON, EVENTS[:-1]) == ""
+
+
+def test_json_tells_of_an_error() -> None:
+    events = [Failure(0, "decode_failed", "no memory"), End(1, 0.0, EndReason.ERROR)]
+    assert json.loads(write(Format.JSON, events))["error"] == {
+        "code": "decode_failed", "message": "no memory",
+    }  # fmt: skip
+
+
+def test_srt_numbers_its_cues() -> None:
+    assert write(Format.SRT).split("\n\n")[:2] == [
+        "1\n00:00:03,100 --> 00:00:03,700\nAsk not",
+        "2\n00:00:04,000 --> 00:00:04,500\ntell",
+    ]
+
+
+def test_vtt_escapes_markup() -> None:
+    written = write(Format.VTT)
+    assert written.startswith("WEBVTT\n\n00:00:03.100 --> 00:00:03.700\nAsk not\n\n")
+    assert "größer &lt;&amp;&gt;" in written
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0.0, "00:00:00.000"), (59.9996, "00:01:00.000"), (360000, "100:00:00.000")],
+)
+def test_clock(seconds: float, expected: str) -> None:
+    assert clock(seconds, ".") == expected
+
+
+durations = st.floats(0.05, 3)
+texts = st.text(st.characters(codec="ascii", categories=["L", "P"]), min_size=1, max_size=60)
+
+
+@given(st.lists(st.tuples(texts, durations), max_size=60))
+def test_cues_are_readable_and_lose_nothing(spoken: list[tuple[str, float]]) -> None:
+    words, time = [], 0.0
+    for text, duration in spoken:
+        words.append(Word(text, time, time + duration, 1.0))
+        time += duration
+    cues = list(cues_of(words))
+    assert " ".join(" ".join(cue.lines) for cue in cues) == " ".join(text for text, _ in spoken)
+    for cue in cues:
+        single = len(" ".join(cue.lines).split(" ")) == 1
+        assert len(cue.lines) <= MAX_CUE_LINES
+        assert single or cue.end - cue.start <= MAX_CUE_SECONDS
+        assert all(len(line) <= MAX_LINE_CHARACTERS or " " not in line for line in cue.lines)
+
+
+@pytest.mark.parametrize(
+    ("query", "accept", "expected"),
+    [
+        pytest.param(None, None, Format.TEXT, id="nothing said means text"),
+        pytest.param(None, "*/*", Format.TEXT, id="anything accepted means text"),
+        pytest.param("SRT", "application/json", Format.SRT, id="the query wins"),
+        pytest.param(None, "text/event-stream", Format.SSE, id="server-sent events"),
+        pytest.param(None, "application/x-ndjson", Format.NDJSON, id="ndjson"),
+        pytest.param(
+            None, "text/vtt;q=0.5, application/json;q=0.9", Format.JSON, id="higher quality wins"
+        ),
+        pytest.param(None, "application/json;q=0", Format.TEXT, id="refused type is not taken"),
+        pytest.param(None, "image/png", Format.TEXT, id="an unknown type means text"),
+        pytest.param(None, "text/vtt;q=x, ,;;", Format.TEXT, id="a garbled header means text"),
+    ],
+)
+def test_choose_format(query: str | None, accept: str | None, expected: Format) -> None:
+    assert choose_format(query, accept) is expected
+
+
+def test_an_unknown_format_is_named() -> None:
+    with pytest.raises(InvalidOption, match="format is 'docx', expected one of text, ndjson"):
+        choose_format("docx", None)

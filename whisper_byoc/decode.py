@@ -1,0 +1,62 @@
+"""What streaming asks of inference and what comes back (pure).
+
+Both sides import this module and nothing of one another.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whisper_byoc.transcript import Word
+
+FRAME_SAMPLES = 512
+"""One frame of voice activity: Silero's 32 ms at 16 kHz."""
+
+MAX_WINDOW_SECONDS = 30.0
+"""Whisper's positional table ends here, so no window may be longer."""
+
+
+class Task(StrEnum):
+    TRANSCRIBE = "transcribe"
+    TRANSLATE = "translate"
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRequest:
+    """One window of one stream, to be decoded once.
+
+    samples: float32 (n,), 16 kHz mono in [-1, 1), at most `MAX_WINDOW_SECONDS`.
+    deadline: event-loop time in seconds by which the answer is wanted; earlier goes first.
+    language: Whisper's code, or None to detect it (multilingual weights only).
+    prompt: text that the decoder is told came before, or None.
+    word_times: whether `Hypothesis.words` is wanted, which costs a pass more.
+    """
+
+    samples: NDArray[np.float32]
+    deadline: float
+    language: str | None = "en"
+    task: Task = Task.TRANSCRIBE
+    prompt: str | None = None
+    word_times: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """What the decoder heard in one window.
+
+    words: in order, times in seconds from the start of the window; empty when not asked for.
+    avg_logprob: mean log-probability of the tokens, end-of-text included.
+    no_speech_prob: probability of Whisper's no-speech token.
+    compression_ratio: text bytes over deflated bytes; above 2.4 Whisper calls it a loop.
+    temperature: the one that gave this text; 0 is greedy.
+    """
+
+    text: str
+    language: str
+    words: tuple[Word, ...] = ()
+    avg_logprob: float = 0.0
+    no_speech_prob: float = 0.0
+    compression_ratio: float = 1.0
+    temperature: float = 0.0

@@ -1,0 +1,325 @@
+"""One stream's rules: which window to decode next, and which words are final (pure).
+
+No clock and no I/O: time is counted in samples of the stream.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whisper_byoc.audio import SAMPLE_RATE
+from whisper_byoc.decode import FRAME_SAMPLES, MAX_WINDOW_SECONDS, Hypothesis
+from whisper_byoc.settings import StreamingSettings
+from whisper_byoc.streaming.hypothesis import choose_cut, is_speech, place_words
+from whisper_byoc.streaming.vad import SpeechDetector, SpeechEnd, SpeechStart
+from whisper_byoc.transcript import (
+    End,
+    Endpoint,
+    EndReason,
+    Event,
+    Failure,
+    Final,
+    Partial,
+    Word,
+)
+
+MAX_BLOCK_SAMPLES = SAMPLE_RATE
+"""The most audio that one `receive_audio` may bring; what `has_room` leaves room for."""
+
+_MAX_CLOSED = 4
+"""Utterances waiting for their last decode; beyond that no more audio is taken."""
+_MIN_PARTIAL_SAMPLES = round(0.4 * SAMPLE_RATE)
+_MIN_PARTIAL_SPEECH_FRAMES = 2
+
+
+class Purpose(Enum):
+    PARTIAL = auto()
+    """Speech goes on; the words may change."""
+    CUT = auto()
+    """Speech has gone on for too long; some of the words become final."""
+    FINAL = auto()
+    """Speech is over; all of the words become final."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The samples of one decode: float32 (n,) from sample `start` of the stream."""
+
+    purpose: Purpose
+    start: int
+    samples: NDArray[np.float32]
+
+    @property
+    def offset(self) -> float:
+        return self.start / SAMPLE_RATE
+
+    @property
+    def end(self) -> float:
+        return (self.start + len(self.samples)) / SAMPLE_RATE
+
+
+@dataclass(slots=True)
+class _Utterance:
+    start: int
+    next_partial: int
+    end: int | None = None
+    number: int | None = None
+    """Given by its first event: noise that gives no words takes no number."""
+    speech_frames: list[int] = field(default_factory=list)
+    """First samples of the frames that hold speech."""
+    partial: str = ""
+
+
+class SampleBuffer:
+    """The samples of a stream that are still needed, addressed by their place in the stream."""
+
+    def __init__(self) -> None:
+        self._data = np.empty(SAMPLE_RATE, dtype=np.float32)
+        self.start = 0
+        self.end = 0
+
+    def append(self, samples: NDArray[np.float32]) -> None:
+        kept = self.end - self.start
+        if kept + len(samples) > len(self._data):
+            grown = np.empty(2 * (kept + len(samples)), dtype=np.float32)
+            grown[:kept] = self._data[:kept]
+            self._data = grown
+        self._data[kept : kept + len(samples)] = samples
+        self.end += len(samples)
+
+    def drop_before(self, position: int) -> None:
+        dropped = min(max(position - self.start, 0), self.end - self.start)
+        if dropped:
+            kept = self.end - self.start - dropped
+            self._data[:kept] = self._data[dropped : dropped + kept].copy()
+            self.start += dropped
+
+    def copy(self, start: int, end: int) -> NDArray[np.float32]:
+        return self._data[start - self.start : end - self.start].copy()
+
+
+class Transcriber:
+    """Owned and driven by one job, from its task group; nothing in it blocks.
+
+    Audio and hypotheses go in by `receive_*`; windows and events come out by `next_window` and
+    `events_to_send`. At most one window is out at a time. After the `End` event nothing changes.
+    """
+
+    def __init__(self, settings: StreamingSettings) -> None:
+        self._settings = settings
+        self._detector = SpeechDetector(settings)
+        self._audio = SampleBuffer()
+        self._open: _Utterance | None = None
+        self._closed: deque[_Utterance] = deque()
+        self._out: tuple[Window, _Utterance] | None = None
+        self._events: list[Event] = []
+        self._num_utterances = 0
+        self._seq = 0
+        self._last_word_end = 0.0
+        self._end_reason: EndReason | None = None
+        self._failure: tuple[str, str] | None = None
+        self.ended = False
+
+    @property
+    def audio_seconds(self) -> float:
+        return self._audio.end / SAMPLE_RATE
+
+    @property
+    def lag_seconds(self) -> float:
+        """Seconds of speech received and not yet final."""
+        waiting = [*self._closed, *([self._open] if self._open else [])]
+        return self.audio_seconds - waiting[0].start / SAMPLE_RATE if waiting else 0.0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the next block of audio may come; a hypothesis makes room."""
+        if len(self._closed) >= _MAX_CLOSED:
+            return False
+        if self._open is None:
+            return True
+        length = self._audio.end - self._open.start + MAX_BLOCK_SAMPLES
+        return length <= MAX_WINDOW_SECONDS * SAMPLE_RATE
+
+    def receive_audio(self, samples: NDArray[np.float32], voice: Sequence[float]) -> None:
+        """Take the next audio and the voice probability of each of its frames.
+
+        samples: float32 (n,), 16 kHz mono, at most `MAX_BLOCK_SAMPLES`; voice: one value per frame
+        of 512 samples. Only the last block of a stream may end within a frame.
+        """
+        for index, value in enumerate(voice):
+            frame = samples[index * FRAME_SAMPLES : (index + 1) * FRAME_SAMPLES]
+            frame_start = self._audio.end
+            self._audio.append(frame)
+            for change in self._detector.receive_probabilities([value]):
+                self._receive_change(change)
+            if self._open is not None and value >= self._settings.speech_threshold:
+                self._open.speech_frames.append(frame_start)
+        self._drop_audio()
+
+    def receive_end(self, reason: EndReason, failure: tuple[str, str] | None = None) -> None:
+        """No more audio comes; what is open is decoded once more, then `End` is sent.
+
+        failure: code and message of what ended the audio, told after the last words.
+        """
+        if self._end_reason is None:
+            self._end_reason = reason
+            self._failure = failure
+            if self._detector.in_speech:
+                self._receive_change(self._detector.end_speech())
+            self._send_end_if_done()
+
+    def receive_failure(self, code: str, message: str) -> None:
+        """The job cannot go on: tell why and end now, without the words not yet final."""
+        if not self.ended:
+            self._open, self._out = None, None
+            self._closed.clear()
+            self._failure = code, message
+            self._end_reason = EndReason.ERROR
+            self._send_end_if_done()
+
+    def receive_hypothesis(self, hypothesis: Hypothesis) -> None:
+        """The answer to the window that is out."""
+        if self._out is None:
+            return
+        window, utterance = self._out
+        self._out = None
+        heard = is_speech(hypothesis)
+        match window.purpose:
+            case Purpose.PARTIAL:
+                self._send_partial(utterance, window, hypothesis.text if heard else "")
+            case Purpose.CUT:
+                self._cut(utterance, window, hypothesis.words if heard else (), hypothesis.language)
+            case Purpose.FINAL:
+                self._closed.popleft()
+                words = hypothesis.words if heard else ()
+                self._send_final(utterance, window, words, hypothesis.language)
+                self._send_endpoint(utterance)
+        self._drop_audio()
+        self._send_end_if_done()
+
+    def next_window(self, *, live: bool) -> Window | None:
+        """The window to decode now, if any. Partials are only for a stream that is `live`:
+        when more audio is already waiting, a partial would be out of date at once.
+        """
+        if self._out is not None:
+            return None
+        while self._closed:
+            utterance = self._closed[0]
+            if self._enough_speech(utterance):
+                assert utterance.end is not None
+                return self._take(Purpose.FINAL, utterance, utterance.end)
+            self._closed.popleft()
+            self._send_endpoint(utterance)
+        self._send_end_if_done()
+        utterance_open = self._open
+        if utterance_open is None:
+            return None
+        length = self._audio.end - utterance_open.start
+        if length >= self._settings.max_utterance * SAMPLE_RATE:
+            return self._take(Purpose.CUT, utterance_open, self._audio.end)
+        if (
+            live
+            and self._audio.end >= utterance_open.next_partial
+            and len(utterance_open.speech_frames) >= _MIN_PARTIAL_SPEECH_FRAMES
+        ):
+            interval = round(self._settings.partial_interval * SAMPLE_RATE)
+            utterance_open.next_partial = self._audio.end + interval
+            return self._take(Purpose.PARTIAL, utterance_open, self._audio.end)
+        return None
+
+    def events_to_send(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def _receive_change(self, change: SpeechStart | SpeechEnd) -> None:
+        match change:
+            case SpeechStart(start):
+                start = max(start, self._audio.start)
+                self._open = _Utterance(start, next_partial=start + _MIN_PARTIAL_SAMPLES)
+            case SpeechEnd(end):
+                utterance, self._open = self._open, None
+                assert utterance is not None
+                utterance.end = min(end, self._audio.end)
+                if self._enough_speech(utterance) or utterance.number is not None:
+                    self._closed.append(utterance)
+
+    def _enough_speech(self, utterance: _Utterance) -> bool:
+        return len(utterance.speech_frames) >= self._settings.min_speech_frames
+
+    def _take(self, purpose: Purpose, utterance: _Utterance, end: int) -> Window:
+        samples = self._audio.copy(utterance.start, end)
+        window = Window(purpose, utterance.start, samples)
+        self._out = window, utterance
+        return window
+
+    def _cut(
+        self, utterance: _Utterance, window: Window, words: tuple[Word, ...], language: str
+    ) -> None:
+        cut = choose_cut(window.samples, words)
+        self._send_final(utterance, window, words[: cut.num_words], language)
+        remaining = " ".join(word.text for word in words[cut.num_words :])
+        utterance.start = window.start + cut.sample
+        utterance.speech_frames = [
+            frame for frame in utterance.speech_frames if frame >= utterance.start
+        ]
+        self._send_partial(utterance, window, remaining)
+
+    def _send_partial(self, utterance: _Utterance, window: Window, text: str) -> None:
+        if text != utterance.partial:
+            utterance.partial = text
+            number = self._number(utterance)
+            start = max(window.offset, utterance.start / SAMPLE_RATE)
+            self._send(Partial(self._next_seq(), number, start, window.end, text))
+
+    def _send_final(
+        self, utterance: _Utterance, window: Window, words: tuple[Word, ...], language: str
+    ) -> None:
+        placed = place_words(words, window.offset, self._last_word_end, window.end)
+        if not placed:
+            self._send_partial(utterance, window, "")
+            return
+        utterance.partial = ""
+        number = self._number(utterance)
+        start, end = placed[0].start, placed[-1].end
+        self._last_word_end = end
+        text = " ".join(word.text for word in placed)
+        self._send(Final(self._next_seq(), number, start, end, text, placed, language))
+
+    def _send_endpoint(self, utterance: _Utterance) -> None:
+        if utterance.number is not None:
+            assert utterance.end is not None
+            time = utterance.end / SAMPLE_RATE
+            self._send(Endpoint(self._next_seq(), utterance.number, time))
+
+    def _number(self, utterance: _Utterance) -> int:
+        if utterance.number is None:
+            utterance.number = self._num_utterances
+            self._num_utterances += 1
+        return utterance.number
+
+    def _send_end_if_done(self) -> None:
+        busy = self._open is not None or self._closed or self._out is not None
+        if self._end_reason is not None and not busy and not self.ended:
+            if self._failure is not None:
+                self._send(Failure(self._next_seq(), *self._failure))
+            self._send(End(self._next_seq(), self.audio_seconds, self._end_reason))
+            self.ended = True
+
+    def _send(self, event: Event) -> None:
+        self._events.append(event)
+
+    def _next_seq(self) -> int:
+        self._seq += 1
+        return self._seq - 1
+
+    def _drop_audio(self) -> None:
+        """Keep what is waiting to be decoded, and the pre-roll of speech that may begin next."""
+        pre_roll = round(self._settings.pre_roll * SAMPLE_RATE) + FRAME_SAMPLES
+        needed = [utterance.start for utterance in self._closed]
+        if self._open is not None:
+            needed.append(self._open.start)
+        self._audio.drop_before(min(needed, default=self._audio.end - pre_roll))

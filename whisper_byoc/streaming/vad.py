@@ -1,0 +1,75 @@
+"""Where speech begins and ends, from the voice probability of each frame (pure)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from whisper_byoc.audio import SAMPLE_RATE
+from whisper_byoc.decode import FRAME_SAMPLES
+from whisper_byoc.settings import StreamingSettings
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechStart:
+    """Speech began; its audio is taken from sample `start` of the stream, pre-roll included."""
+
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechEnd:
+    """Speech is over; its audio ends at sample `end` of the stream, the silence included."""
+
+    end: int
+
+
+class SpeechDetector:
+    """Hysteresis over voice probabilities; one per stream, driven by its transcriber.
+
+    A frame at or above the speech threshold starts speech and clears the silence timer; one below
+    the silence threshold starts the timer; speech ends when the timer reaches the endpoint silence.
+    """
+
+    def __init__(self, settings: StreamingSettings) -> None:
+        self._settings = settings
+        self._endpoint_samples = round(settings.endpoint_silence * SAMPLE_RATE)
+        self._pre_roll_samples = round(settings.pre_roll * SAMPLE_RATE)
+        self._position = 0
+        self._previous_end = 0
+        self._silence_start: int | None = None
+        self.in_speech = False
+
+    def receive_probabilities(self, values: Iterable[float]) -> list[SpeechStart | SpeechEnd]:
+        """Take the next frames' probabilities; returns what changed, in order."""
+        changes = []
+        for value in values:
+            change = self._receive_probability(value)
+            if change is not None:
+                changes.append(change)
+        return changes
+
+    def _receive_probability(self, value: float) -> SpeechStart | SpeechEnd | None:
+        frame_start = self._position
+        self._position += FRAME_SAMPLES
+        if not self.in_speech:
+            if value < self._settings.speech_threshold:
+                return None
+            self.in_speech = True
+            self._silence_start = None
+            return SpeechStart(max(self._previous_end, frame_start - self._pre_roll_samples))
+        if value >= self._settings.speech_threshold:
+            self._silence_start = None
+        elif value < self._settings.silence_threshold and self._silence_start is None:
+            self._silence_start = frame_start
+        if (
+            self._silence_start is None
+            or self._position - self._silence_start < self._endpoint_samples
+        ):
+            return None
+        return self.end_speech()
+
+    def end_speech(self) -> SpeechEnd:
+        """End speech here, whatever the silence: at the end of the stream, or when told to."""
+        self.in_speech = False
+        self._silence_start = None
+        self._previous_end = self._position
+        return SpeechEnd(self._position)

@@ -1,0 +1,362 @@
+"""Words, the events of a job, and the formats they are written in (pure)."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from whisper_byoc.errors import InvalidOption
+
+MAX_CUE_SECONDS = 7.0
+MAX_LINE_CHARACTERS = 42
+MAX_CUE_LINES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One word with its punctuation and no space around it; seconds, probability in 0..1."""
+
+    text: str
+    start: float
+    end: float
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """Replaces the previous partial of its utterance; an empty text takes it back."""
+
+    type: ClassVar[str] = "partial"
+    seq: int
+    utterance: int
+    start: float
+    end: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """Words that never change; every final appends to the transcript."""
+
+    type: ClassVar[str] = "final"
+    seq: int
+    utterance: int
+    start: float
+    end: float
+    text: str
+    words: tuple[Word, ...]
+    language: str
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The speech of this utterance is over, and all of it is final."""
+
+    type: ClassVar[str] = "endpoint"
+    seq: int
+    utterance: int
+    time: float
+
+
+class EndReason(StrEnum):
+    EOF = "eof"
+    DISCONNECTED = "disconnected"
+    STOPPED = "stopped"
+    IDLE = "idle"
+    SHUTDOWN = "shutdown"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The last event of every job, after an error too."""
+
+    type: ClassVar[str] = "end"
+    seq: int
+    audio_seconds: float
+    reason: EndReason
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Something went wrong with this job; `code` is a code of `errors.py`."""
+
+    type: ClassVar[str] = "error"
+    seq: int
+    code: str
+    message: str
+
+
+Event = Partial | Final | Endpoint | End | Failure
+
+
+def event_document(event: Event) -> dict[str, Any]:
+    """The JSON object of an event, the same for NDJSON, SSE and data channels."""
+    document: dict[str, Any] = {"type": event.type}
+    for name in event.__slots__:
+        value = getattr(event, name)
+        if isinstance(value, float):
+            value = round(value, 3)
+        elif name == "words":
+            value = [word_document(word) for word in value]
+        document[name] = value
+    return document
+
+
+def word_document(word: Word) -> dict[str, Any]:
+    return {
+        "word": word.text,
+        "start": round(word.start, 3),
+        "end": round(word.end, 3),
+        "probability": round(word.probability, 3),
+    }
+
+
+def event_line(event: Event) -> str:
+    """One event as JSON on one line, without the line end."""
+    return json.dumps(event_document(event), ensure_ascii=False, separators=(",", ":"))
+
+
+class Format(StrEnum):
+    TEXT = "text"
+    NDJSON = "ndjson"
+    JSON = "json"
+    SSE = "sse"
+    VTT = "vtt"
+    SRT = "srt"
+
+
+CONTENT_TYPES = {
+    Format.TEXT: "text/plain; charset=utf-8",
+    Format.NDJSON: "application/x-ndjson",
+    Format.JSON: "application/json",
+    Format.SSE: "text/event-stream; charset=utf-8",
+    Format.VTT: "text/vtt; charset=utf-8",
+    Format.SRT: "application/x-subrip; charset=utf-8",
+}
+_ACCEPTED = {
+    "text/plain": Format.TEXT,
+    "application/x-ndjson": Format.NDJSON,
+    "application/jsonl": Format.NDJSON,
+    "application/json": Format.JSON,
+    "text/event-stream": Format.SSE,
+    "text/vtt": Format.VTT,
+    "application/x-subrip": Format.SRT,
+    "text/srt": Format.SRT,
+}
+
+
+def choose_format(query: str | None, accept: str | None) -> Format:
+    """`?format=` wins over `Accept`; plain text when neither names one of ours.
+
+    Raises InvalidOption when `query` is no format.
+    """
+    if query is not None:
+        try:
+            return Format(query.lower())
+        except ValueError:
+            raise InvalidOption("format", query, "one of " + ", ".join(Format)) from None
+    offers: list[tuple[float, Format]] = []
+    for part in (accept or "").split(","):
+        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        if name in _ACCEPTED:
+            offers.append((_quality(parameters), _ACCEPTED[name]))
+    best = max(offers, key=lambda offer: offer[0], default=(1.0, Format.TEXT))
+    return best[1] if best[0] > 0 else Format.TEXT
+
+
+def _quality(parameters: Iterable[str]) -> float:
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            try:
+                return float(value)
+            except ValueError:
+                return 0.0
+    return 1.0
+
+
+class Writer:
+    """Turns the events of one job, in order, into the pieces of one output."""
+
+    def begin(self) -> str:
+        return ""
+
+    def write(self, event: Event) -> str:
+        raise NotImplementedError
+
+    def keepalive(self) -> str:
+        """What may be sent while nothing happens; empty where the format has no such thing."""
+        return ""
+
+
+class TextWriter(Writer):
+    """Finals only, one utterance a line."""
+
+    def __init__(self) -> None:
+        self._utterance: int | None = None
+
+    def write(self, event: Event) -> str:
+        match event:
+            case Final():
+                if self._utterance is None:
+                    lead = ""
+                else:
+                    lead = " " if event.utterance == self._utterance else "\n"
+                self._utterance = event.utterance
+                return lead + event.text
+            case Endpoint() | End() if self._utterance is not None:
+                self._utterance = None
+                return "\n"
+        return ""
+
+
+class NdjsonWriter(Writer):
+    def write(self, event: Event) -> str:
+        return event_line(event) + "\n"
+
+
+class SseWriter(Writer):
+    """Server-sent events whose ids are the events' seq, ended by `data: [DONE]`."""
+
+    def write(self, event: Event) -> str:
+        text = f"id: {event.seq}\nevent: {event.type}\ndata: {event_line(event)}\n\n"
+        return text + "data: [DONE]\n\n" if isinstance(event, End) else text
+
+    def keepalive(self) -> str:
+        return ": keepalive\n\n"
+
+
+class JsonWriter(Writer):
+    """One document when the job has ended."""
+
+    def __init__(self) -> None:
+        self._finals: list[Final] = []
+        self._failure: Failure | None = None
+
+    def write(self, event: Event) -> str:
+        match event:
+            case Final():
+                self._finals.append(event)
+            case Failure():
+                self._failure = event
+            case End():
+                return json.dumps(self._document(event), ensure_ascii=False) + "\n"
+        return ""
+
+    def _document(self, end: End) -> dict[str, Any]:
+        document: dict[str, Any] = {
+            "text": " ".join(final.text for final in self._finals),
+            "language": self._finals[0].language if self._finals else None,
+            "duration": round(end.audio_seconds, 3),
+            "reason": end.reason,
+            "segments": [
+                {
+                    "id": number,
+                    "utterance": final.utterance,
+                    "start": round(final.start, 3),
+                    "end": round(final.end, 3),
+                    "text": final.text,
+                    "words": [word_document(word) for word in final.words],
+                }
+                for number, final in enumerate(self._finals)
+            ],
+        }
+        if self._failure is not None:
+            document["error"] = {"code": self._failure.code, "message": self._failure.message}
+        return document
+
+
+@dataclass(frozen=True, slots=True)
+class Cue:
+    """One subtitle: at most two lines of 42 characters, at most 7 s, unless one word is longer."""
+
+    start: float
+    end: float
+    lines: tuple[str, ...]
+
+
+def cues_of(words: Sequence[Word]) -> Iterator[Cue]:
+    """Cut timed words into readable cues, in order; no word is lost or divided."""
+    cue = _OpenCue()
+    for word in words:
+        if not cue.takes(word):
+            yield cue.close()
+            cue = _OpenCue()
+        cue.add(word)
+    if cue.words:
+        yield cue.close()
+
+
+@dataclass(slots=True)
+class _OpenCue:
+    words: list[Word] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+    def takes(self, word: Word) -> bool:
+        if not self.words:
+            return True
+        if word.end - self.words[0].start > MAX_CUE_SECONDS:
+            return False
+        return len(self.lines) < MAX_CUE_LINES or self._fits(word)
+
+    def _fits(self, word: Word) -> bool:
+        return len(self.lines[-1]) + 1 + len(word.text) <= MAX_LINE_CHARACTERS
+
+    def add(self, word: Word) -> None:
+        if self.lines and self._fits(word):
+            self.lines[-1] += " " + word.text
+        else:
+            self.lines.append(word.text)
+        self.words.append(word)
+
+    def close(self) -> Cue:
+        return Cue(self.words[0].start, self.words[-1].end, tuple(self.lines))
+
+
+class SrtWriter(Writer):
+    def __init__(self) -> None:
+        self._count = 0
+
+    def write(self, event: Event) -> str:
+        return "".join(map(self._cue, cues_of(event.words))) if isinstance(event, Final) else ""
+
+    def _cue(self, cue: Cue) -> str:
+        self._count += 1
+        times = f"{clock(cue.start, ',')} --> {clock(cue.end, ',')}"
+        return f"{self._count}\n{times}\n" + "\n".join(cue.lines) + "\n\n"
+
+
+class VttWriter(Writer):
+    _ESCAPES: ClassVar = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+
+    def begin(self) -> str:
+        return "WEBVTT\n\n"
+
+    def write(self, event: Event) -> str:
+        return "".join(map(self._cue, cues_of(event.words))) if isinstance(event, Final) else ""
+
+    def _cue(self, cue: Cue) -> str:
+        times = f"{clock(cue.start, '.')} --> {clock(cue.end, '.')}"
+        return f"{times}\n" + "\n".join(cue.lines).translate(self._ESCAPES) + "\n\n"
+
+
+def clock(seconds: float, point: str) -> str:
+    """`hh:mm:ss` and milliseconds after `point`."""
+    milliseconds = round(seconds * 1000)
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    return (
+        f"{minutes // 60:02}:{minutes % 60:02}:"
+        f"{milliseconds // 1000:02}{point}{milliseconds % 1000:03}"
+    )
+
+
+WRITERS: dict[Format, type[Writer]] = {
+    Format.TEXT: TextWriter,
+    Format.NDJSON: NdjsonWriter,
+    Format.JSON: JsonWriter,
+    Format.SSE: SseWriter,
+    Format.VTT: VttWriter,
+    Format.SRT: SrtWriter,
+}
