@@ -1,0 +1,84 @@
+"""What all tests share: the event loop's kind, real speech, and a service on a real socket."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+from hibari import Hibari
+from numpy.typing import NDArray
+
+from whisper_byoc.__main__ import Server
+from whisper_byoc.app import build_app
+from whisper_byoc.service import OpenEngine, Service
+from whisper_byoc.settings import ModelSettings, Settings
+
+REPOSITORY = Path(__file__).parent.parent
+MODELS = REPOSITORY / "models"
+SPEECH_DIR = Path(os.environ.get("SPEECH_DIR", REPOSITORY.parent / "shared" / "speech"))
+TTS_RATE = 24_000
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def speech_dir() -> Path:
+    if not (SPEECH_DIR / "manifest.tsv").is_file():
+        pytest.skip(f"no recordings in {SPEECH_DIR}: set SPEECH_DIR to a folder with manifest.tsv")
+    return SPEECH_DIR
+
+
+Speak = Callable[[str], NDArray[np.float32]]
+
+
+@pytest.fixture(scope="session")
+def speak() -> Speak:
+    """Text to speech: float32 (n,), 16 kHz mono; the same text gives the same samples."""
+    voice = Hibari()
+
+    def speak_text(text: str) -> NDArray[np.float32]:
+        spoken = np.asarray(voice(text, seed=1), dtype=np.float32).ravel()
+        return resample_to_16k(spoken)
+
+    return speak_text
+
+
+def resample_to_16k(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """24 kHz to 16 kHz by cutting the spectrum above 8 kHz: exact for a clip taken as periodic."""
+    spectrum = np.fft.rfft(samples)
+    length = round(len(samples) * 16_000 / TTS_RATE)
+    kept = spectrum[: length // 2 + 1]
+    return (np.fft.irfft(kept, length) * length / len(samples)).astype(np.float32)
+
+
+def pcm(samples: NDArray[np.float32]) -> bytes:
+    """s16le, as the seed's contract wants it."""
+    return (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
+
+
+@asynccontextmanager
+async def serve_app(
+    open_engine: OpenEngine | None = None, settings: Settings | None = None
+) -> AsyncIterator[tuple[str, Service]]:
+    """The real application on a real socket: its URL and its service, ready."""
+    settings = settings or Settings(model=ModelSettings(directory=MODELS))
+    service = Service(settings, open_engine) if open_engine else Service(settings)
+    server = Server(uvicorn.Config(build_app(service), log_config=None, access_log=False))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with asyncio.TaskGroup() as group:
+            serving = group.create_task(server.serve([listener]))
+            await service.settled()
+            try:
+                yield f"http://127.0.0.1:{listener.getsockname()[1]}", service
+            finally:
+                await service.drain()
+                server.should_exit = True
+                await serving

@@ -1,0 +1,80 @@
+"""The arrows of the module map point one way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import whisper_byoc
+
+PACKAGE = Path(whisper_byoc.__file__).parent
+PURE = {"errors", "transcript", "decode", "settings", "audio", "streaming"}
+# What each layer may import of the package; `errors` and itself go without saying.
+ALLOWED = {
+    "errors": set(),
+    "transcript": set(),
+    "audio": set(),
+    "settings": set(),
+    "decode": {"audio", "transcript"},
+    "media": {"audio"},
+    "metrics": {"transcript"},
+    "eventlog": {"transcript"},
+    "streaming": {"audio", "decode", "settings", "transcript"},
+    "inference": {"audio", "decode", "settings", "transcript"},
+    "client": {"audio", "transcript"},
+    "benchmarking": {"transcript"},
+    "jobs": {
+        "audio", "decode", "eventlog", "inference", "media", "metrics", "settings", "streaming",
+        "transcript",
+    },
+    "service": {"inference", "jobs", "metrics", "settings"},
+    "routes": {
+        "audio", "decode", "eventlog", "jobs", "metrics", "service", "settings", "transcript",
+    },
+    "app": {"routes", "service"},
+    "__main__": {"app", "inference", "service", "settings"},
+}  # fmt: skip
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def layer_of(path: Path) -> str:
+    part = path.relative_to(PACKAGE).parts[0]
+    return part.removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            module = node.module or ""
+            from_package = module == "whisper_byoc" or module.endswith(("streaming", "routes"))
+            names |= (
+                {f"{module}.{alias.name}" for alias in node.names} if from_package else {module}
+            )
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_what_its_layer_may(path: Path) -> None:
+    layer = layer_of(path)
+    if layer == "__init__":
+        return
+    own = {name.split(".")[1] for name in imports(path) if name.startswith("whisper_byoc.")}
+    assert own - ALLOWED[layer] <= {layer, "errors"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_inference_imports_torch_and_whisper(path: Path) -> None:
+    outside = {name.split(".")[0] for name in imports(path)}
+    if layer_of(path) != "inference":
+        assert not outside & {"torch", "whisper", "onnxruntime"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_pure_modules_have_no_clock_and_no_sockets(path: Path) -> None:
+    outside = {name.split(".")[0] for name in imports(path)}
+    if layer_of(path) in PURE:
+        assert not outside & {"asyncio", "socket", "subprocess", "threading", "time", "aiohttp"}

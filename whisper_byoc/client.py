@@ -1,0 +1,138 @@
+"""A client for door 1: audio in, events out. The scripts use it, and so may anyone."""
+
+import asyncio
+from codecs import getincrementaldecoder
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+
+from whisper_byoc.errors import ServiceError
+from whisper_byoc.transcript import Format
+
+_CONNECT_SECONDS = 10.0
+
+
+class ClientError(ServiceError):
+    """The server answered with an error, or could not be reached, or broke off."""
+
+    code = "client_error"
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.message, self.status = message, status
+
+    def __str__(self) -> str:
+        return self.message if self.status is None else f"{self.message} (HTTP {self.status})"
+
+
+class LiveClient:
+    """One connection pool to one server; use it as an async context manager.
+
+    There are no total time-outs: a stream may last for days.
+    """
+
+    def __init__(self, url: str = "http://127.0.0.1:8000") -> None:
+        self._url = url.rstrip("/")
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> "LiveClient":
+        timeout = aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS)
+        self._session = aiohttp.ClientSession(timeout=timeout)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def transcribe(
+        self,
+        job_id: str,
+        audio: AsyncIterator[bytes],
+        receive: Callable[[str], None],
+        *,
+        output: Format = Format.NDJSON,
+        content_type: str | None = None,
+        **options: str,
+    ) -> dict[str, Any]:
+        """Send audio and pass the output to `receive` as it comes; returns the source's answer.
+
+        audio: pieces of any size. content_type: of the audio; None lets the server look at its
+        first bytes. options: query parameters of the source, such as `language`.
+        Raises ClientError.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                sending = group.create_task(self.send(job_id, audio, content_type, **options))
+                group.create_task(self._receive(job_id, output, receive))
+        except* ClientError as errors:
+            raise errors.exceptions[0] from None
+        return sending.result()
+
+    async def send(
+        self,
+        job_id: str,
+        audio: AsyncIterator[bytes],
+        content_type: str | None = None,
+        **options: str,
+    ) -> dict[str, Any]:
+        """PUT one body; returns the server's answer. Raises ClientError, on an empty body too."""
+        headers = {"Content-Type": content_type or "application/octet-stream"}
+        path = f"/live/{quote(job_id, safe='')}/source"
+        async with self._request(
+            "PUT", path, data=audio, headers=headers, params=options
+        ) as response:
+            answer: dict[str, Any] = await response.json()
+        if answer["bytes"] == 0:
+            raise ClientError("the audio has 0 bytes, expected some")
+        return answer
+
+    async def output(self, job_id: str, output: Format = Format.NDJSON) -> AsyncIterator[str]:
+        """Yield the output of a job to its end, as it comes. Raises ClientError."""
+        path = f"/live/{quote(job_id, safe='')}/output"
+        decoder = getincrementaldecoder("utf-8")()
+        async with self._request("GET", path, params={"format": output.value}) as response:
+            async for piece in response.content.iter_any():
+                yield decoder.decode(piece)
+
+    async def delete(self, job_id: str) -> dict[str, Any]:
+        """Stop a running job after a flush, or forget an ended one. Raises ClientError."""
+        async with self._request("DELETE", f"/live/{quote(job_id, safe='')}") as response:
+            answer: dict[str, Any] = await response.json()
+        return answer
+
+    async def _receive(self, job_id: str, output: Format, receive: Callable[[str], None]) -> None:
+        async for text in self.output(job_id, output):
+            receive(text)
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, path: str, **arguments: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request whose failures, also while its answer is read, are ClientError."""
+        if self._session is None:
+            raise ClientError("the client is not open, expected it in an `async with`")
+        try:
+            async with self._session.request(method, self._url + path, **arguments) as response:
+                if response.status >= 400:
+                    raise await _error_of(response)
+                yield response
+        except aiohttp.ClientError as error:
+            problem = str(error) or type(error).__name__
+            raise ClientError(f"{method} {self._url}{path}: {problem}") from error
+
+
+async def _error_of(response: aiohttp.ClientResponse) -> ClientError:
+    try:
+        message = (await response.json(content_type=None))["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = f"the server answered {response.reason}"
+    return ClientError(str(message), response.status)

@@ -1,0 +1,82 @@
+"""The events of one job, kept for any number of readers."""
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import AsyncIterator
+from operator import attrgetter
+
+from whisper_byoc.errors import SlowReader
+from whisper_byoc.transcript import End, Endpoint, Event, Final, Partial
+
+
+class EventLog:
+    """Written by its job alone; every reader follows at its own pace and holds nothing up.
+
+    Of partials only the newest is kept, so a slow reader misses some. Everything else is kept up to
+    `max_events`; then the oldest give way, and a reader that still needed them is cut off.
+    """
+
+    def __init__(self, max_events: int) -> None:
+        self._max_events = max_events
+        self._events: list[Event] = []
+        self._partial: Partial | None = None
+        self._dropped_seq = -1
+        self._num_dropped = 0
+        self._changed = asyncio.Event()
+
+    @property
+    def ended(self) -> bool:
+        return bool(self._events) and isinstance(self._events[-1], End)
+
+    def append(self, event: Event) -> None:
+        if isinstance(event, Partial):
+            self._partial = event
+        else:
+            if isinstance(event, Final | Endpoint):
+                self._partial = None
+            self._events.append(event)
+            self._trim()
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def after(self, seq: int) -> list[Event]:
+        """What is kept of the events behind `seq`, in order."""
+        events = self._events[bisect_right(self._events, seq, key=attrgetter("seq")) :]
+        if self._partial is not None and self._partial.seq > seq:
+            events.append(self._partial)
+            events.sort(key=attrgetter("seq"))
+        return events
+
+    async def read(
+        self, after: int = -1, idle_seconds: float | None = None
+    ) -> AsyncIterator[Event | None]:
+        """Every event behind `after` until the job's end; None after each idle time.
+
+        Begins with what is still kept. Raises SlowReader when events were dropped meanwhile.
+        """
+        seq = max(after, self._dropped_seq)
+        num_dropped = self._num_dropped
+        while True:
+            changed = self._changed
+            if self._dropped_seq > seq:
+                raise SlowReader(self._num_dropped - num_dropped)
+            for event in self.after(seq):
+                yield event
+                seq = event.seq
+                if isinstance(event, End):
+                    return
+            if changed.is_set():
+                continue
+            try:
+                async with asyncio.timeout(idle_seconds):
+                    await changed.wait()
+            except TimeoutError:
+                yield None
+
+    def _trim(self) -> None:
+        """Drop a tenth at once, so that a full log does not move its list at every event."""
+        if len(self._events) > self._max_events:
+            dropped = max(1, self._max_events // 10)
+            self._dropped_seq = self._events[dropped - 1].seq
+            self._num_dropped += dropped
+            del self._events[:dropped]

@@ -1,0 +1,106 @@
+"""The engine: decodes windows of all jobs with the loaded weights, off the event loop."""
+
+import asyncio
+import re
+import wave
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from importlib.resources import as_file, files
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whisper_byoc.decode import DecodeRequest, Hypothesis
+from whisper_byoc.errors import ConfigurationError, DecodeError, InvalidOption
+from whisper_byoc.inference.model import Model
+from whisper_byoc.inference.reference import load_reference
+from whisper_byoc.inference.worker import BatchThread
+from whisper_byoc.settings import ModelSettings
+
+WARM_UP_TEXT = "the quick brown fox jumps over the lazy dog"
+WARM_UP_CLIP = "warm-up.wav"
+"""`WARM_UP_TEXT` spoken by hibari-tts, 16 kHz mono int16."""
+
+
+class Engine:
+    """Owns the models and the one thread that uses them; `open_engine` makes it.
+
+    A job awaits `decode` with at most one window at a time; earliest deadline goes first.
+    """
+
+    def __init__(self, kind: str, models: Sequence[Model]) -> None:
+        self.kind = kind
+        self._models = {model.name: model for model in models}
+        self._thread = BatchThread(
+            "engine", self._compute, max(model.max_batch for model in models)
+        )
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """By name; the first is the default."""
+        return self._models
+
+    @property
+    def num_waiting(self) -> int:
+        return self._thread.num_waiting
+
+    def model_for(self, language: str | None) -> Model:
+        """The weights for a language; None means detect it, where a model is loaded that can.
+
+        Raises InvalidOption when no loaded model knows the language.
+        """
+        for model in self._models.values():
+            if language is None or language in model.languages:
+                return model
+        known = sorted(set().union(*(model.languages for model in self._models.values())))
+        raise InvalidOption("language", language or "", "one of " + ", ".join(known))
+
+    async def decode(self, request: DecodeRequest) -> Hypothesis:
+        """Decode one window. Raises DecodeError; cancelling drops the request."""
+        model = self.model_for(request.language)
+        return await self._thread.submit((model, request), request.deadline, model.name)
+
+    async def warm_up(self) -> None:
+        """Transcribe a known clip with every model. Raises ConfigurationError on other words."""
+        samples = read_warm_up_clip()
+        for model in self._models.values():
+            request = DecodeRequest(samples, deadline=0.0, language="en")
+            hypothesis = await self._thread.submit((model, request), key=model.name)
+            heard = " ".join(re.findall(r"[a-z]+", hypothesis.text.lower()))
+            if heard != WARM_UP_TEXT:
+                raise ConfigurationError(
+                    f"model {model.name} heard {heard!r} in the warm-up clip, expected"
+                    f" {WARM_UP_TEXT!r}: the weights or the installation are damaged"
+                )
+
+    def _compute(
+        self, batch: Sequence[tuple[Model, DecodeRequest]]
+    ) -> Sequence[Hypothesis | DecodeError]:
+        model = batch[0][0]
+        return model.decode([request for _, request in batch])
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[None]:
+        async with self._thread.serve():
+            yield
+
+
+def read_warm_up_clip() -> NDArray[np.float32]:
+    """float32 (n,), 16 kHz mono."""
+    with (
+        as_file(files("whisper_byoc").joinpath("data", WARM_UP_CLIP)) as path,
+        wave.open(str(path)) as clip,
+    ):
+        audio = clip.readframes(clip.getnframes())
+    return np.frombuffer(audio, dtype="<i2").astype(np.float32) / np.float32(32768)
+
+
+@asynccontextmanager
+async def open_engine(settings: ModelSettings) -> AsyncIterator[Engine]:
+    """Load the weights off the event loop and decode while inside.
+
+    Raises MissingModel when weights are absent or damaged.
+    """
+    engine = Engine("reference", await asyncio.to_thread(load_reference, settings))
+    async with engine.serve():
+        yield engine

@@ -1,0 +1,31 @@
+"""What every set of weights offers to the engine."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from whisper_byoc.decode import DecodeRequest, Hypothesis
+from whisper_byoc.errors import DecodeError
+
+
+class Model(Protocol):
+    """Synchronous weights; used by the engine's thread alone.
+
+    name: Whisper's name of the weights. languages: codes that it can transcribe; more than one
+    also means that it can detect them and translate. max_batch: requests worth decoding together.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def languages(self) -> frozenset[str]: ...
+
+    @property
+    def max_batch(self) -> int: ...
+
+    def decode(self, requests: Sequence[DecodeRequest]) -> Sequence[Hypothesis | DecodeError]:
+        """One answer for each request, in order; a request that fails harms no other."""
+        ...

@@ -1,0 +1,148 @@
+"""openai-whisper as it is: the reference that any faster engine has to agree with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import whisper
+from whisper.audio import HOP_LENGTH, N_FRAMES, N_SAMPLES
+from whisper.decoding import DecodingResult
+from whisper.timing import find_alignment, merge_punctuations
+from whisper.tokenizer import LANGUAGES, get_tokenizer
+
+from whisper_byoc.decode import DecodeRequest, Hypothesis
+from whisper_byoc.errors import ConfigurationError, DecodeError
+from whisper_byoc.inference.weights import find_weights
+from whisper_byoc.settings import Device, ModelSettings
+from whisper_byoc.transcript import Word
+
+MAX_COMPRESSION_RATIO = 2.4
+MIN_AVG_LOGPROB = -1.0
+MAX_NO_SPEECH_PROBABILITY = 0.6
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""Thresholds and fallbacks of openai-whisper's `transcribe`."""
+
+PREPENDED = "\"'“¿([{-"
+APPENDED = "\"'.。,，!！?？:：”)]}、"
+"""Punctuation that belongs to the following and to the preceding word (whisper/timing.py)."""
+
+
+def load_reference(settings: ModelSettings) -> list["ReferenceModel"]:
+    """Every model that the settings name, on the device they choose.
+
+    Raises MissingModel, and ConfigurationError when CUDA is asked for and not there.
+    """
+    paths = {name: find_weights(settings.directory, name) for name in settings.names}
+    device = choose_device(settings.device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    return [ReferenceModel(name, path, device) for name, path in paths.items()]
+
+
+def choose_device(device: Device) -> str:
+    """Raises ConfigurationError when CUDA is asked for and not there."""
+    available = torch.cuda.is_available()
+    if device is Device.CUDA and not available:
+        raise ConfigurationError("device is cuda, expected a CUDA device that torch can use")
+    return "cuda" if available and device is not Device.CPU else "cpu"
+
+
+class ReferenceModel:
+    """One set of weights in openai-whisper's own classes.
+
+    Whisper's decoding hangs hooks on shared modules, so one call at a time.
+    """
+
+    max_batch = 1
+
+    def __init__(self, name: str, path: Path, device: str) -> None:
+        self.name = name
+        self.device = device
+        self._model = whisper.load_model(str(path), device=device)
+        if name in whisper._ALIGNMENT_HEADS:
+            self._model.set_alignment_heads(whisper._ALIGNMENT_HEADS[name])
+        self.languages = frozenset(LANGUAGES if self._model.is_multilingual else ["en"])
+
+    def decode(self, requests: Sequence[DecodeRequest]) -> list[Hypothesis | DecodeError]:
+        answers: list[Hypothesis | DecodeError] = []
+        for request in requests:
+            try:
+                answers.append(self._decode(request))
+            except (RuntimeError, ValueError) as error:
+                answers.append(DecodeError(f"{type(error).__name__}: {error}"))
+        return answers
+
+    @torch.no_grad()
+    def _decode(self, request: DecodeRequest) -> Hypothesis:
+        mel = whisper.log_mel_spectrogram(
+            torch.from_numpy(np.ascontiguousarray(request.samples)),
+            self._model.dims.n_mels,
+            padding=N_SAMPLES,
+            device=self.device,
+        )
+        mel = whisper.pad_or_trim(mel, N_FRAMES)
+        result = self._decode_with_fallback(mel, request)
+        words = self._words(mel, result, request) if request.word_times else ()
+        return Hypothesis(
+            text=result.text.strip(),
+            language=result.language,
+            words=words,
+            avg_logprob=result.avg_logprob,
+            no_speech_prob=result.no_speech_prob,
+            compression_ratio=result.compression_ratio,
+            temperature=result.temperature,
+        )
+
+    def _decode_with_fallback(self, mel: torch.Tensor, request: DecodeRequest) -> DecodingResult:
+        """Greedy first; while the text loops or is improbable, the next temperature."""
+        features = mel
+        for temperature in TEMPERATURES:
+            result = whisper.decode(self._model, features, self._options(request, temperature))
+            silent = result.no_speech_prob > MAX_NO_SPEECH_PROBABILITY
+            loops = result.compression_ratio > MAX_COMPRESSION_RATIO
+            if not loops and (silent or result.avg_logprob >= MIN_AVG_LOGPROB):
+                break
+            features = result.audio_features  # saves the next attempt the encoder
+        return result
+
+    def _options(self, request: DecodeRequest, temperature: float) -> whisper.DecodingOptions:
+        return whisper.DecodingOptions(
+            task=request.task.value,
+            language=request.language if self._model.is_multilingual else "en",
+            temperature=temperature,
+            prompt=request.prompt,
+            without_timestamps=True,
+            fp16=self.device != "cpu",
+        )
+
+    def _words(
+        self, mel: torch.Tensor, result: DecodingResult, request: DecodeRequest
+    ) -> tuple[Word, ...]:
+        """Word times by dynamic time warping over the alignment heads (whisper/timing.py)."""
+        tokenizer = get_tokenizer(
+            self._model.is_multilingual,
+            num_languages=self._model.num_languages,
+            language=result.language,
+            task=request.task.value,
+        )
+        tokens = [token for token in result.tokens if token < tokenizer.eot]
+        num_frames = min(N_FRAMES, len(request.samples) // HOP_LENGTH)
+        alignment = find_alignment(
+            self._model,
+            tokenizer,
+            tokens,
+            mel.to(self._model.encoder.conv1.weight.dtype),
+            num_frames,
+        )
+        merge_punctuations(alignment, PREPENDED, APPENDED)
+        return tuple(
+            Word(
+                timing.word.strip(),
+                float(timing.start),
+                float(timing.end),
+                float(timing.probability),
+            )
+            for timing in alignment
+            if timing.word.strip()
+        )

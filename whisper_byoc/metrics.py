@@ -1,0 +1,76 @@
+"""What Prometheus reads; one registry per service, so tests do not share counters."""
+
+from collections.abc import Callable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from whisper_byoc.transcript import EndReason, Event, Final
+
+# A second series for every counter would tell nothing here.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_DECODE_BUCKETS = (0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
+
+
+class Metrics:
+    """Counters of one service, written by its jobs and read by `GET /metrics`."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.jobs_started = Counter(
+            "whisper_jobs_started_total", "Jobs begun", registry=self._registry
+        )
+        self._jobs_ended = Counter(
+            "whisper_jobs_ended_total", "Jobs ended", ["reason"], registry=self._registry
+        )
+        self.jobs_refused = Counter(
+            "whisper_jobs_refused_total",
+            "Jobs refused because too many were running",
+            registry=self._registry,
+        )
+        self.audio_seconds = Counter(
+            "whisper_audio_seconds_total", "Seconds of audio taken in", registry=self._registry
+        )
+        self._decode_seconds = Histogram(
+            "whisper_decode_seconds",
+            "Seconds from asking for a decode to its answer",
+            ["purpose"],
+            buckets=_DECODE_BUCKETS,
+            registry=self._registry,
+        )
+        self._events = Counter(
+            "whisper_events_total", "Events sent", ["type"], registry=self._registry
+        )
+        self._words = Counter("whisper_final_words_total", "Final words", registry=self._registry)
+        self.slow_readers = Counter(
+            "whisper_slow_readers_total",
+            "Readers of output cut off because they fell behind",
+            registry=self._registry,
+        )
+
+    def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """A gauge whose value is computed when asked for."""
+        Gauge(name, text, registry=self._registry).set_function(read)
+
+    def count_event(self, event: Event) -> None:
+        self._events.labels(event.type).inc()
+        if isinstance(event, Final):
+            self._words.inc(len(event.words))
+
+    def count_job_ended(self, reason: EndReason) -> None:
+        self._jobs_ended.labels(reason.value).inc()
+
+    def observe_decode(self, purpose: str, seconds: float) -> None:
+        self._decode_seconds.labels(purpose).observe(seconds)
+
+    def exposition(self) -> bytes:
+        return generate_latest(self._registry)

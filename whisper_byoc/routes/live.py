@@ -1,0 +1,187 @@
+"""Door 1: `PUT /live/{job_id}/source` takes audio, `GET /live/{job_id}/output` gives text."""
+
+from collections.abc import AsyncIterator
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from whisper_byoc.audio import format_of_content_type
+from whisper_byoc.decode import Task
+from whisper_byoc.errors import BodyTooLarge, InvalidOption, SlowReader, UnknownModel
+from whisper_byoc.eventlog import EventLog
+from whisper_byoc.jobs import JobOptions, check_job_id
+from whisper_byoc.service import Service
+from whisper_byoc.transcript import CONTENT_TYPES, WRITERS, EndReason, Format, Writer, choose_format
+
+MODEL_HEADER = "X-Model-Id"
+MAX_PROMPT_CHARACTERS = 1000
+
+
+async def put_source(request: Request) -> Response:
+    """Take one body. Its end is the end of the stream, unless `?final=false`."""
+    service, job_id = _checked(request)
+    final = _boolean(request, "final")
+    options = _options(request, service)
+    audio_format = format_of_content_type(request.headers.get("Content-Type"))
+    _check_length(request, service.settings.jobs.max_body_bytes)
+    job = service.jobs.find(job_id)
+    if job is not None:
+        job.check_receives()
+    chunks = _chunks(request)
+    first = await anext(chunks, b"")
+    if first:
+        job = service.jobs.open(job_id, options)
+        num_bytes = await job.receive_body(
+            _chain(first, chunks), audio_format, final=final is not False
+        )
+    else:
+        num_bytes = 0
+        if job is not None:
+            job.keep_alive()
+            if final is True:
+                await job.stop(EndReason.EOF)
+    return JSONResponse(
+        {
+            "job_id": job_id,
+            "bytes": num_bytes,
+            "audio_seconds": round(job.audio_seconds, 3) if job else 0.0,
+            "state": job.state if job else None,
+        },
+        headers=_model_header(service),
+    )
+
+
+async def get_output(request: Request) -> Response:
+    """Stream the transcript from its beginning, whenever the job begins or has ended."""
+    service, job_id = _checked(request)
+    chosen = choose_format(request.query_params.get("format"), request.headers.get("Accept"))
+    after = _last_event_id(request) if chosen is Format.SSE else -1
+    job = await service.jobs.wait_for(job_id)
+    idle_seconds = service.settings.jobs.keepalive_seconds
+    return StreamingResponse(
+        _written(job.log, WRITERS[chosen](), after, idle_seconds, service),
+        headers={
+            "Content-Type": CONTENT_TYPES[chosen],
+            "Cache-Control": "no-store",
+            "X-Accel-Buffering": "no",
+            **_model_header(service),
+        },
+    )
+
+
+async def get_job(request: Request) -> Response:
+    service, job_id = _checked(request)
+    return JSONResponse(service.jobs.get(job_id).document(), headers=_model_header(service))
+
+
+async def delete_job(request: Request) -> Response:
+    """Stop a running job after a flush; forget an ended one."""
+    service, job_id = _checked(request)
+    job = await service.jobs.delete(job_id)
+    forgotten = service.jobs.find(job_id) is None
+    return JSONResponse({**job.document(), "forgotten": forgotten}, headers=_model_header(service))
+
+
+async def _written(
+    log: EventLog, writer: Writer, after: int, idle_seconds: float, service: Service
+) -> AsyncIterator[str]:
+    """What `writer` makes of the events. A reader that fell behind is cut off in mid-body, so that
+    it cannot take what it has for the whole."""
+    if begin := writer.begin():
+        yield begin
+    try:
+        async for event in log.read(after, idle_seconds):
+            text = writer.keepalive() if event is None else writer.write(event)
+            if text:
+                yield text
+    except SlowReader:
+        service.metrics.slow_readers.inc()
+        raise
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    """The body's non-empty chunks. Raises ConnectionError when the client vanishes."""
+    try:
+        async for chunk in request.stream():
+            if chunk:
+                yield chunk
+    except ClientDisconnect:
+        raise ConnectionError("the client closed the connection within the body") from None
+
+
+async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in rest:
+        yield chunk
+
+
+def _checked(request: Request) -> tuple[Service, str]:
+    """The service, and a job id that is one. Raises InvalidJobId, UnknownModel and NotReady."""
+    service: Service = request.app.state.service
+    job_id = request.path_params["job_id"]
+    check_job_id(job_id)
+    asked = request.headers.get(MODEL_HEADER)
+    served = list(service.engine.models)
+    if asked is not None and asked not in served:
+        raise UnknownModel(asked, served)
+    return service, job_id
+
+
+def _model_header(service: Service) -> dict[str, str]:
+    return {MODEL_HEADER: next(iter(service.engine.models))}
+
+
+def _options(request: Request, service: Service) -> JobOptions:
+    query = request.query_params
+    prompt = query.get("prompt")
+    if prompt is not None and len(prompt) > MAX_PROMPT_CHARACTERS:
+        expected = f"at most {MAX_PROMPT_CHARACTERS} characters"
+        raise InvalidOption("prompt", f"{len(prompt)} characters", expected)
+    options = JobOptions(prompt=prompt, task=_task(query.get("task")))
+    language = query.get("language")
+    if language is not None:
+        code = None if language.lower() == "auto" else language.lower()
+        options = JobOptions(code, options.task, prompt)
+    model = service.engine.model_for(options.language)
+    if options.task is Task.TRANSLATE and model.languages == {"en"}:
+        raise InvalidOption("task", "translate", f"transcribe, since {model.name} is English only")
+    return options
+
+
+def _task(value: str | None) -> Task:
+    try:
+        return Task(value or Task.TRANSCRIBE)
+    except ValueError:
+        raise InvalidOption("task", value or "", "one of " + ", ".join(Task)) from None
+
+
+def _boolean(request: Request, name: str) -> bool | None:
+    value = request.query_params.get(name)
+    if value is None:
+        return None
+    if value.lower() in ("true", "1", "false", "0"):
+        return value.lower() in ("true", "1")
+    raise InvalidOption(name, value, "true or false")
+
+
+def _check_length(request: Request, limit: int) -> None:
+    length = request.headers.get("Content-Length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise BodyTooLarge(int(length), limit)
+
+
+def _last_event_id(request: Request) -> int:
+    """Where a server-sent event stream that was cut off goes on."""
+    value = request.headers.get("Last-Event-ID", "")
+    return int(value) if value.isdecimal() else -1
+
+
+# The converter takes slashes too, so that `..%2f` in a job id is refused by its name, not as a
+# path that is not served.
+routes = [
+    Route("/live/{job_id:path}/source", put_source, methods=["PUT", "POST"]),
+    Route("/live/{job_id:path}/output", get_output, methods=["GET"]),
+    Route("/live/{job_id:path}", get_job, methods=["GET"]),
+    Route("/live/{job_id:path}", delete_job, methods=["DELETE"]),
+]

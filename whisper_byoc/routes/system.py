@@ -1,0 +1,58 @@
+"""Health, readiness, version and metrics."""
+
+import platform
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from whisper_byoc.metrics import CONTENT_TYPE
+from whisper_byoc.service import VERSION, Service
+
+
+async def health(request: Request) -> JSONResponse:
+    """200 as long as the process answers; the words are PyTrickle's."""
+    service: Service = request.app.state.service
+    return JSONResponse({"status": service.health})
+
+
+async def ready(request: Request) -> JSONResponse:
+    """200 only while new jobs are taken."""
+    service: Service = request.app.state.service
+    document = {"ready": service.ready, "status": service.health}
+    if service.failure is not None:
+        document["problem"] = str(service.failure)
+    return JSONResponse(document, 200 if service.ready else 503)
+
+
+async def version(request: Request) -> JSONResponse:
+    service: Service = request.app.state.service
+    engine = service.engine
+    models = list(engine.models.values())
+    return JSONResponse(
+        {
+            "name": "whisper-byoc",
+            "version": VERSION,
+            "engine": engine.kind,
+            "model_id": models[0].name,
+            "models": [
+                {"name": model.name, "device": model.device, "languages": sorted(model.languages)}
+                for model in models
+            ],
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        }
+    )
+
+
+async def metrics(request: Request) -> Response:
+    service: Service = request.app.state.service
+    return Response(service.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+
+
+routes = [
+    Route("/health", health),
+    Route("/ready", ready),
+    Route("/version", version),
+    Route("/metrics", metrics),
+]

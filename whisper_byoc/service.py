@@ -1,0 +1,135 @@
+"""What lives as long as the process: models, jobs, metrics, and in which order they come and go."""
+
+import asyncio
+import importlib.metadata
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from enum import StrEnum
+
+from whisper_byoc.errors import NotReady, ServiceError
+from whisper_byoc.inference.engine import Engine, open_engine
+from whisper_byoc.inference.voice import open_voice_activity
+from whisper_byoc.jobs import Jobs, Services
+from whisper_byoc.metrics import Metrics
+from whisper_byoc.settings import ModelSettings, Settings
+
+logger = logging.getLogger(__name__)
+
+VERSION = importlib.metadata.version("whisper-byoc")
+_RETRY_AFTER_SECONDS = 2
+
+OpenEngine = Callable[[ModelSettings], AbstractAsyncContextManager[Engine]]
+
+
+class Health(StrEnum):
+    """PyTrickle's words, which Livepeer's orchestrators look for."""
+
+    LOADING = "LOADING"
+    IDLE = "IDLE"
+    OK = "OK"
+    ERROR = "ERROR"
+
+
+class Service:
+    """Owns the engine, voice activity and jobs. `serve` opens them; one per process.
+
+    They load in the background, so that health can be asked at once. `failure` is why they did not.
+    """
+
+    def __init__(self, settings: Settings, open_engine: OpenEngine = open_engine) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.failure: ServiceError | None = None
+        self._open_engine = open_engine
+        self._engine: Engine | None = None
+        self._jobs: Jobs | None = None
+        self._settled = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._watch()
+
+    @property
+    def health(self) -> Health:
+        if self.failure is not None:
+            return Health.ERROR
+        if self._jobs is None:
+            return Health.LOADING
+        return Health.OK if self._jobs.num_running else Health.IDLE
+
+    @property
+    def ready(self) -> bool:
+        return self._jobs is not None and not self._jobs.draining
+
+    @property
+    def jobs(self) -> Jobs:
+        """Raises NotReady while the models load."""
+        if self._jobs is None:
+            raise NotReady(_RETRY_AFTER_SECONDS)
+        return self._jobs
+
+    @property
+    def engine(self) -> Engine:
+        """Raises NotReady while the models load."""
+        if self._engine is None:
+            raise NotReady(_RETRY_AFTER_SECONDS)
+        return self._engine
+
+    async def settled(self) -> None:
+        """Return when the service is ready, or when `failure` says why it never will be."""
+        await self._settled.wait()
+
+    async def drain(self) -> None:
+        """Refuse new jobs and flush the running ones within the time that the settings give."""
+        if self._jobs is not None:
+            await self._jobs.drain(self.settings.server.drain_seconds)
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._run())
+            try:
+                yield
+            finally:
+                self._closing.set()
+
+    async def _run(self) -> None:
+        began = time.monotonic()
+        try:
+            async with AsyncExitStack() as stack:
+                voice = await stack.enter_async_context(open_voice_activity())
+                engine = await stack.enter_async_context(self._open_engine(self.settings.model))
+                await engine.warm_up()
+                jobs = Jobs(Services(engine, voice, self.metrics), self.settings)
+                await stack.enter_async_context(jobs.serve())
+                self._engine, self._jobs = engine, jobs
+                self._log_ready(engine, time.monotonic() - began)
+                self._settled.set()
+                await self._closing.wait()
+        except ServiceError as error:
+            logger.error("not ready: %s", error)
+            self.failure = error
+            self._settled.set()
+
+    def _log_ready(self, engine: Engine, seconds: float) -> None:
+        models = ", ".join(f"{model.name} on {model.device}" for model in engine.models.values())
+        logger.info("ready after %.1f s: whisper-byoc %s, %s", seconds, VERSION, models)
+
+    def _watch(self) -> None:
+        watch = self.metrics.watch
+        watch(
+            "whisper_jobs_running",
+            "Jobs running",
+            lambda: self._jobs.num_running if self._jobs else 0,
+        )
+        watch(
+            "whisper_lag_seconds",
+            "Largest time of speech received and not yet final, of all running jobs",
+            lambda: self._jobs.max_lag_seconds if self._jobs else 0,
+        )
+        watch(
+            "whisper_windows_waiting",
+            "Windows waiting to be decoded",
+            lambda: self._engine.num_waiting if self._engine else 0,
+        )
+        watch("whisper_ready", "1 when the service takes jobs", lambda: float(self.ready))
