@@ -107,7 +107,7 @@ def test_json_is_one_document_at_the_end() -> None:
 
 
 def test_json_tells_of_an_error() -> None:
-    events = [Failure(0, "decode_failed", "no memory"), End(1, 0.0, EndReason.ERROR)]
+    events: list[Event] = [Failure(0, "decode_failed", "no memory"), End(1, 0.0, EndReason.ERROR)]
     assert json.loads(write(Format.JSON, events))["error"] == {
         "code": "decode_failed", "message": "no memory",
     }  # fmt: skip

@@ -103,6 +103,14 @@ class LiveClient:
             async for piece in response.content.iter_any():
                 yield decoder.decode(piece)
 
+    async def is_ready(self) -> bool:
+        """Whether the service answers that it takes jobs; False also when nothing answers."""
+        try:
+            async with self._request("GET", "/ready"):
+                return True
+        except ClientError:
+            return False
+
     async def delete(self, job_id: str) -> dict[str, Any]:
         """Stop a running job after a flush, or forget an ended one. Raises ClientError."""
         async with self._request("DELETE", f"/live/{quote(job_id, safe='')}") as response:

@@ -460,6 +460,8 @@ class Jobs:
         try:
             async with asyncio.timeout(self._settings.jobs.output_grace_seconds):
                 while (job := self.find(job_id)) is None:
+                    if self.draining:
+                        raise UnknownJob(job_id)
                     await self._created.wait()
         except TimeoutError:
             raise UnknownJob(job_id) from None
@@ -485,8 +487,7 @@ class Jobs:
         job = Job(job_id, options, self._services, settings.streaming, settings.jobs)
         self._running[job_id] = job
         self._tasks[job_id] = self._group.create_task(self._run(job))
-        self._created.set()
-        self._created = asyncio.Event()
+        self._announce()
         return job
 
     async def delete(self, job_id: str) -> Job:
@@ -501,6 +502,7 @@ class Jobs:
     async def drain(self, seconds: float) -> None:
         """Refuse new jobs and flush the running ones; what is left after the time is cut off."""
         self.draining = True
+        self._announce()
         stopping = [job.stop(EndReason.SHUTDOWN) for job in self._running.values()]
         try:
             async with asyncio.timeout(seconds):
@@ -518,6 +520,11 @@ class Jobs:
             if job.worth_keeping:
                 self._ended[job.job_id] = job
                 self._forget()
+
+    def _announce(self) -> None:
+        """Wake whoever waits for a job: there is one more, or there will be none."""
+        self._created.set()
+        self._created = asyncio.Event()
 
     async def _sweep(self) -> None:
         """Forget ended jobs when their time is over, also when nothing else happens."""

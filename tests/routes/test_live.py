@@ -346,6 +346,14 @@ async def test_a_reader_that_vanishes_harms_nothing(
     assert (await door.events("j"))[-1]["reason"] == "eof"
 
 
+async def test_a_reader_that_vanishes_before_its_job_begins_is_let_go() -> None:
+    async with asyncio.timeout(5), serve_app(scripted_engine(ScriptedModel())) as (url, _):
+        host, port = urlsplit(url).netloc.split(":")
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(b"GET /live/j/output HTTP/1.1\r\nHost: x\r\n\r\n")
+    # Leaving waits for every request: the grace time would be 10 s.
+
+
 async def test_an_idle_job_is_ended_and_reported(sentence: NDArray[np.float32]) -> None:
     async with open_door(idle_seconds=0.3) as door:
         await door.put("j", pcm(sentence), "?final=false")
@@ -414,7 +422,7 @@ async def test_what_is_not_audio_is_refused_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
-        ("?language=de", "language is 'de', expected one of en"),
+        ("?language=de", "language is 'de', expected auto or one of en"),
         ("?task=sing", "task is 'sing', expected one of transcribe, translate"),
         ("?task=translate", "task is 'translate', expected transcribe"),
         ("?final=maybe", "final is 'maybe', expected true or false"),

@@ -49,11 +49,14 @@ class Engine:
 
         Raises InvalidOption when no loaded model knows the language.
         """
-        for model in self._models.values():
-            if language is None or language in model.languages:
+        models = list(self._models.values())
+        if language is None:
+            return next((model for model in models if len(model.languages) > 1), models[0])
+        for model in models:
+            if language in model.languages:
                 return model
         known = sorted(set().union(*(model.languages for model in self._models.values())))
-        raise InvalidOption("language", language or "", "one of " + ", ".join(known))
+        raise InvalidOption("language", language, "auto or one of " + ", ".join(known))
 
     async def decode(self, request: DecodeRequest) -> Hypothesis:
         """Decode one window. Raises DecodeError; cancelling drops the request."""

@@ -1,6 +1,8 @@
 """Door 1: `PUT /live/{job_id}/source` takes audio, `GET /live/{job_id}/output` gives text."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -8,14 +10,16 @@ from starlette.routing import Route
 
 from whisper_byoc.audio import format_of_content_type
 from whisper_byoc.decode import Task
-from whisper_byoc.errors import BodyTooLarge, InvalidOption, SlowReader, UnknownModel
+from whisper_byoc.errors import BodyTooLarge, InvalidOption, ServiceError, SlowReader, UnknownModel
 from whisper_byoc.eventlog import EventLog
-from whisper_byoc.jobs import JobOptions, check_job_id
+from whisper_byoc.jobs import Job, JobOptions, check_job_id
 from whisper_byoc.service import Service
 from whisper_byoc.transcript import CONTENT_TYPES, WRITERS, EndReason, Format, Writer, choose_format
 
 MODEL_HEADER = "X-Model-Id"
 MAX_PROMPT_CHARACTERS = 1000
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for its log; no one is left to read it."""
 
 
 async def put_source(request: Request) -> Response:
@@ -57,7 +61,9 @@ async def get_output(request: Request) -> Response:
     service, job_id = _checked(request)
     chosen = choose_format(request.query_params.get("format"), request.headers.get("Accept"))
     after = _last_event_id(request) if chosen is Format.SSE else -1
-    job = await service.jobs.wait_for(job_id)
+    job = await _while_connected(request, service.jobs.wait_for(job_id))
+    if job is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     idle_seconds = service.settings.jobs.keepalive_seconds
     return StreamingResponse(
         _written(job.log, WRITERS[chosen](), after, idle_seconds, service),
@@ -98,6 +104,25 @@ async def _written(
     except SlowReader:
         service.metrics.slow_readers.inc()
         raise
+
+
+async def _while_connected(request: Request, waiting: Coroutine[Any, Any, Job]) -> Job | None:
+    """The job that is waited for, or None when the client closes the connection first."""
+
+    async def watch(waiter: asyncio.Task[Job]) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        waiter.cancel()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            searching = group.create_task(waiting)
+            watching = group.create_task(watch(searching))
+            await asyncio.wait({searching})
+            watching.cancel()
+    except* ServiceError as errors:
+        raise errors.exceptions[0] from None
+    return None if searching.cancelled() else searching.result()
 
 
 async def _chunks(request: Request) -> AsyncIterator[bytes]:

@@ -1,0 +1,545 @@
+"""Measure accuracy, speed and memory, beside other programs on the same machine.
+
+A worker process imports this module again, so what is heavy is imported where it is used: the
+memory of a run is its own.
+"""
+
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from importlib import metadata
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from whisper_byoc.benchmarking import (
+    BadInput,
+    Clip,
+    Result,
+    add_speedups,
+    parse_manifest,
+    select_clips,
+    summarise,
+)
+from whisper_byoc.errors import ServiceError
+from whisper_byoc.inference.weights import find_weights
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = "tiny.en"
+WARM_UP = ROOT / "whisper_byoc" / "data" / "warm-up.wav"
+SAMPLE_RATE = 16_000
+DECODE_SECONDS = 30
+CPU_FLAGS = ("avx2", "avx512_bf16", "amx_bf16")
+PACKAGES = (
+    "whisper-byoc",
+    "torch",
+    "openai-whisper",
+    "faster-whisper",
+    "ctranslate2",
+    "onnxruntime",
+)
+
+Samples = NDArray[np.float32]
+Transcribe = Callable[[Samples], str]
+
+
+class RunFailed(ServiceError):
+    """One run cannot go on, so there is nothing to compare."""
+
+    code = "run_failed"
+
+    def __init__(self, run: str, problem: str) -> None:
+        super().__init__(run, problem)
+        self.run, self.problem = run, problem
+
+    def __str__(self) -> str:
+        return f"run {self.run} failed: {self.problem}"
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What every worker is told. weights: the checkpoint that all but faster-whisper read."""
+
+    models_dir: Path
+    weights: Path
+    threads: int
+    url: str
+
+    @property
+    def ctranslate2_dir(self) -> Path:
+        return self.models_dir / "ctranslate2" / MODEL
+
+
+def load_ours(setup: Setup) -> Transcribe:
+    """The pipeline of a job, without HTTP and without tasks."""
+    from whisper_byoc.decode import FRAME_SAMPLES, DecodeRequest
+    from whisper_byoc.errors import DecodeError
+    from whisper_byoc.inference.reference import load_reference
+    from whisper_byoc.inference.voice import VoiceModel, VoiceRequest, VoiceState
+    from whisper_byoc.settings import Device, ModelSettings, StreamingSettings
+    from whisper_byoc.streaming.transcriber import MAX_BLOCK_SAMPLES, Transcriber
+    from whisper_byoc.transcript import EndReason, Final
+
+    prepare_torch(setup.threads)
+    [model] = load_reference(
+        ModelSettings(
+            directory=setup.models_dir, names=(MODEL,), device=Device.CPU, threads=setup.threads
+        )
+    )
+    voice = VoiceModel()
+    block_samples = MAX_BLOCK_SAMPLES // FRAME_SAMPLES * FRAME_SAMPLES
+
+    def decode_waiting(transcriber: Transcriber) -> None:
+        while window := transcriber.next_window(live=False):
+            [answer] = model.decode([DecodeRequest(window.samples, deadline=0.0)])
+            if isinstance(answer, DecodeError):
+                raise answer
+            transcriber.receive_hypothesis(answer)
+
+    def transcribe(samples: Samples) -> str:
+        transcriber, state = Transcriber(StreamingSettings()), VoiceState()
+        for start in range(0, len(samples), block_samples):
+            block = samples[start : start + block_samples]
+            frames = np.pad(block, (0, -len(block) % FRAME_SAMPLES)).reshape(-1, FRAME_SAMPLES)
+            [probabilities] = voice.probabilities([VoiceRequest(frames, state)])
+            transcriber.receive_audio(block, probabilities.tolist())
+            decode_waiting(transcriber)
+        transcriber.receive_end(EndReason.EOF)
+        decode_waiting(transcriber)
+        events = transcriber.events_to_send()
+        return " ".join(event.text for event in events if isinstance(event, Final))
+
+    return transcribe
+
+
+def load_openai(setup: Setup) -> Transcribe:
+    """openai-whisper's `transcribe` as it comes."""
+    import whisper
+
+    prepare_torch(setup.threads)
+    model = whisper.load_model(str(setup.weights), device="cpu")
+    return lambda samples: str(model.transcribe(samples, language="en", fp16=False)["text"])
+
+
+def load_openai_decode(setup: Setup) -> Transcribe:
+    """openai-whisper's `decode`: one window, greedily, without timestamps."""
+    import whisper
+
+    prepare_torch(setup.threads)
+    model = whisper.load_model(str(setup.weights), device="cpu")
+    options = whisper.DecodingOptions(
+        language="en", temperature=0.0, without_timestamps=True, fp16=False
+    )
+
+    def transcribe(samples: Samples) -> str:
+        mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(samples))
+        return str(whisper.decode(model, mel, options).text)
+
+    return transcribe
+
+
+def load_faster_whisper(setup: Setup, beam_size: int) -> Transcribe:
+    """int8, everything but the beam as it comes."""
+    from faster_whisper import WhisperModel
+
+    model = WhisperModel(
+        str(setup.ctranslate2_dir),
+        device="cpu",
+        compute_type="int8",
+        cpu_threads=setup.threads,
+        num_workers=1,
+        local_files_only=True,
+    )
+
+    def transcribe(samples: Samples) -> str:
+        segments, _ = model.transcribe(samples, language="en", beam_size=beam_size)
+        return "".join(segment.text for segment in segments)
+
+    return transcribe
+
+
+def load_server(setup: Setup) -> Transcribe:
+    """A running service, given each file as fast as it takes it."""
+    import asyncio
+    import uuid
+    from collections.abc import AsyncIterator
+
+    from whisper_byoc.client import LiveClient
+    from whisper_byoc.transcript import Format
+
+    async def whole(samples: Samples) -> AsyncIterator[bytes]:
+        yield (samples * 32768).astype("<i2").tobytes()
+
+    async def send(samples: Samples) -> str:
+        job_id = f"benchmark-{uuid.uuid4().hex[:12]}"
+        texts: list[str] = []
+        async with LiveClient(setup.url) as client:
+            await client.transcribe(
+                job_id, whole(samples), texts.append, output=Format.TEXT, content_type="audio/pcm"
+            )
+            await client.delete(job_id)
+        return "".join(texts)
+
+    return lambda samples: asyncio.run(send(samples))
+
+
+def prepare_torch(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)  # for the temperatures above 0 that a bad window is decoded with
+
+
+OURS, SERVER, BASELINE = "ours", "server", "openai"
+PEERS: dict[str, Callable[[Setup], Transcribe]] = {
+    BASELINE: load_openai,
+    "openai-decode": load_openai_decode,
+    "faster-whisper": lambda setup: load_faster_whisper(setup, beam_size=1),
+    "faster-whisper-beam5": lambda setup: load_faster_whisper(setup, beam_size=5),
+}
+ROWS = {
+    "RTF": "rtf",
+    f"times as fast as {BASELINE}": f"speedup_over_{BASELINE}",
+    "median s a file": "median_seconds_per_file",
+    "WER %": "wer",
+    "loops": "loops",
+    "words on non-speech": "words_on_nonspeech",
+    "peak RSS, MB": "peak_rss_mb",
+    "load s": "load_seconds",
+}
+LOADERS = {OURS: load_ours, SERVER: load_server, **PEERS}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a worker sends back for one clip."""
+
+    text: str
+    seconds: float
+    peak_rss_mb: float
+
+
+def work(run: str, setup: Setup, connection: Connection) -> None:
+    """A worker's life: load, then text for samples until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who then ends us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that libraries clean up
+    try:
+        began = time.perf_counter()
+        transcribe = LOADERS[run](setup)
+        connection.send(time.perf_counter() - began)
+        while True:
+            audio = np.frombuffer(connection.recv_bytes(), dtype="<i2")
+            samples = audio.astype(np.float32) / np.float32(32768)
+            began = time.perf_counter()
+            text = transcribe(samples)
+            connection.send(Answer(text, time.perf_counter() - began, peak_rss_mb()))
+    except (EOFError, BrokenPipeError):
+        return
+    except Exception as error:  # whatever it is, the parent tells it with the run's name
+        connection.send(RunFailed(run, f"{type(error).__name__}: {error}"))
+
+
+def peak_rss_mb() -> float:
+    """Of this process, since its program began."""
+    try:
+        # Where there is /proc: what getrusage tells there begins with the parent's peak, which
+        # a process keeps when it starts another program.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    except FileNotFoundError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+class Worker:
+    """The parent's end of one run; `open_worker` starts it and ends it."""
+
+    def __init__(
+        self, run: str, process: multiprocessing.process.BaseProcess, connection: Connection
+    ) -> None:
+        self.run = run
+        self._process, self._connection = process, connection
+        self.load_seconds: float = self._receive()
+        self.peak_rss_mb = 0.0
+
+    def transcribe(self, audio: bytes) -> Answer:
+        """Raises RunFailed. audio: 16 kHz mono int16."""
+        with suppress(BrokenPipeError):  # `_receive` tells what became of it
+            self._connection.send_bytes(audio)
+        answer: Answer = self._receive()
+        self.peak_rss_mb = answer.peak_rss_mb
+        return answer
+
+    def _receive(self) -> Any:
+        try:
+            answer = self._connection.recv()
+        except (EOFError, ConnectionError) as error:
+            self._process.join()
+            status = self._process.exitcode
+            raise RunFailed(self.run, f"its worker ended with exit status {status}") from error
+        if isinstance(answer, RunFailed):
+            raise answer
+        return answer
+
+
+@contextmanager
+def open_worker(run: str, setup: Setup) -> Iterator[Worker]:
+    """A loaded worker; at exit its process is gone, whatever it was doing."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(run, setup, theirs), name=run, daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield Worker(run, process, ours)
+    finally:
+        ours.close()
+        process.terminate()
+        process.join()
+
+
+def read_audio(path: Path) -> bytes:
+    """16 kHz mono int16, what openai-whisper makes of a file too. Raises BadInput."""
+    import ffmpeg
+
+    from whisper_byoc.media import find_ffmpeg
+
+    if not path.is_file():
+        raise BadInput(f"{path} is not there, expected the audio that the manifest names")
+    stream = ffmpeg.input(str(path.resolve())).output("pipe:", f="s16le", ac=1, ar=SAMPLE_RATE)
+    try:
+        audio, _ = stream.global_args("-nostdin", "-loglevel", "error").run(
+            cmd=find_ffmpeg(), capture_stdout=True, capture_stderr=True
+        )
+    except ffmpeg.Error as error:
+        said = error.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
+        raise BadInput(f"{path}: {said[-1]}, expected audio that ffmpeg can read") from error
+    if not audio:
+        raise BadInput(f"{path} has no samples, expected some")
+    return bytes(audio)
+
+
+def read_clips(manifest: Path, prefixes: Sequence[str], limit: int | None) -> list[Clip]:
+    """Raises BadInput."""
+    try:
+        clips = parse_manifest(manifest.read_text(encoding="utf-8"), str(manifest))
+    except (OSError, UnicodeDecodeError) as error:
+        problem = getattr(error, "strerror", None) or error
+        raise BadInput(f"cannot read {manifest}: {problem}, expected a table in UTF-8") from error
+    chosen = select_clips(clips, prefixes)
+    if not prefixes and (num_left_out := len(clips) - len(chosen)):
+        tell(f"{num_left_out} files in other languages are left out, a --filter can name them")
+    return chosen[:limit]
+
+
+def parse_peers(text: str) -> list[str]:
+    """Raises BadInput."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name not in PEERS:
+            raise BadInput(f"peer is {name!r}, expected some of {', '.join(PEERS)}")
+    return names
+
+
+def make_ctranslate2(setup: Setup) -> None:
+    """In a process of its own, which converts and so needs torch. model.bin is put last."""
+    if (setup.ctranslate2_dir / "model.bin").is_file():
+        return
+    command = [sys.executable, str(ROOT / "scripts" / "bake_model.py"), MODEL]
+    command += ["--models-dir", str(setup.models_dir)]
+    command += ["--keep-ctranslate2", str(setup.ctranslate2_dir.parent)]
+    status = subprocess.run(command, stdout=sys.stderr).returncode
+    if status:
+        raise RunFailed("faster-whisper", f"bake_model.py ended with exit status {status}")
+
+
+def measure(
+    runs: Sequence[str], clips: Sequence[Clip], audio: Sequence[bytes], setup: Setup, repeats: int
+) -> dict[str, dict[str, Any]]:
+    """Every run on every clip in turn, one at a time. Raises RunFailed."""
+    results: dict[str, list[Result]] = {run: [] for run in runs}
+    warm_up = read_audio(WARM_UP)
+    with ExitStack() as stack:
+        workers = []
+        for run in runs:
+            workers.append(stack.enter_context(open_worker(run, setup)))
+            workers[-1].transcribe(warm_up)
+            tell(f"{run} is warm, loading took {workers[-1].load_seconds:.1f} s")
+        for index, clip in enumerate(clips):
+            answers: dict[str, list[Answer]] = {run: [] for run in runs}
+            for turn in range(repeats):
+                first = (index + turn) % len(workers)
+                for worker in workers[first:] + workers[:first]:
+                    answers[worker.run].append(worker.transcribe(audio[index]))
+            for run, given in answers.items():
+                seconds = tuple(answer.seconds for answer in given)
+                results[run].append(Result(clip, given[0].text, seconds))
+            took = (f"{run} {results[run][-1].median_seconds:.2f} s" for run in runs)
+            tell(f"{index + 1}/{len(clips)} {clip.file}: {', '.join(took)}")
+    # Only now: whisper brings torch, and its threads
+    from whisper.normalizers import EnglishTextNormalizer
+
+    normalise, total = EnglishTextNormalizer(), seconds_of(audio)
+    figures = {run: summarise(results[run], total, normalise) for run in runs}
+    for worker in workers:
+        # A server's memory is not ours to see
+        peak = None if worker.run == SERVER else round(worker.peak_rss_mb, 1)
+        figures[worker.run] |= {"peak_rss_mb": peak, "load_seconds": round(worker.load_seconds, 2)}
+    add_speedups(figures, BASELINE)
+    return figures
+
+
+def seconds_of(audio: Sequence[bytes]) -> float:
+    return sum(map(len, audio)) / 2 / SAMPLE_RATE
+
+
+def num_cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """CPU fields are of its first core; without /proc, what Python knows of it."""
+    about: dict[str, str] = {}
+    with suppress(FileNotFoundError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            about.setdefault(key.strip(), value.strip())
+    flags = about.get("flags", "").split()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": about.get("model name") or platform.processor() or platform.machine(),
+        "cores": threads,
+        "flags": [flag for flag in CPU_FLAGS if flag in flags],
+        "memory_gb": round(memory / 1e9, 1),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True)
+        found["commit"] = result.stdout.strip() or None
+    except FileNotFoundError:
+        found["commit"] = None
+    return found
+
+
+def show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    about, runs = report["machine"], report["runs"]
+    table = Table("", *runs)
+    table.title = f"{report['files']} files, {report['audio_seconds'] / 60:.1f} min, {MODEL}"
+    table.caption = f"{about['cpu']}, {about['cores']} threads, {' '.join(about['flags'])}"
+    for title, key in ROWS.items():
+        table.add_row(title, *(cell(values.get(key)) for values in runs.values()))
+    table.add_section()
+    for group in runs[OURS]["wer_by_group"]:
+        rates = (cell(values["wer_by_group"][group]) for values in runs.values())
+        table.add_row(f"WER % in {group}", *rates)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def tell(line: str) -> None:
+    print(f"benchmark: {line}", file=sys.stderr, flush=True)
+
+
+@click.group()
+def main() -> None:
+    """Measure accuracy, speed and memory, beside other programs on the same machine."""
+
+
+@main.command()
+@click.option("--manifest", type=click.Path(path_type=Path), required=True, help="TSV of files.")
+@click.option("--filter", "prefixes", multiple=True, help="Only files that begin so; repeatable.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first files.")
+@click.option("--peers", default="", help=f"With commas between: {', '.join(PEERS)}.")
+@click.option("--json", "only_json", is_flag=True, help="Print the line of JSON and no table.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=num_cores,
+    help="Of each run; all cores when left out.",
+)
+@click.option("--repeats", type=click.IntRange(1), default=1, help="Take the median of so many.")
+@click.option("--url", default="", help="Measure the service that runs there, too.")
+@click.option(
+    "--models-dir",
+    type=click.Path(path_type=Path),
+    default=ROOT / "models",
+    envvar="WHISPER_MODEL_DIRECTORY",
+    show_envvar=True,
+    help="Folder of the weights and their manifest.",
+)
+def offline(
+    manifest: Path,
+    prefixes: tuple[str, ...],
+    limit: int | None,
+    peers: str,
+    only_json: bool,
+    threads: int,
+    repeats: int,
+    url: str,
+    models_dir: Path,
+) -> None:
+    """Whole files, one at a time: WER, RTF and peak memory of this project and its peers.
+
+    The manifest has columns `file` (beside it) and `reference text`. Every run has a process of its
+    own; for each file they take turns. Timed is samples in, text out. The last line printed is a
+    JSON object.
+    """
+    try:
+        runs = [OURS, *parse_peers(peers), *([SERVER] if url else [])]
+        clips = read_clips(manifest, prefixes, limit)
+        audio = [read_audio(manifest.parent / clip.file) for clip in clips]
+        if "openai-decode" in runs and max(map(len, audio)) > 2 * DECODE_SECONDS * SAMPLE_RATE:
+            tell(f"openai-decode hears only the first {DECODE_SECONDS} s of a file")
+        setup = Setup(models_dir, find_weights(models_dir, MODEL), threads, url)
+        if any(run.startswith("faster-whisper") for run in runs):
+            make_ctranslate2(setup)
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+        report = {
+            "machine": machine(threads),
+            "versions": versions(),
+            "model": MODEL,
+            "files": len(clips),
+            "audio_seconds": round(seconds_of(audio), 3),
+            "runs": measure(runs, clips, audio, setup, repeats),
+        }
+    except (ServiceError, OSError) as error:
+        tell(str(error))
+        sys.exit(2 if isinstance(error, BadInput) else 1)
+    except KeyboardInterrupt:
+        tell("interrupted")
+        sys.exit(130)
+    if not only_json:
+        show(report)
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""The benchmark as users run it: real weights, real peers, its exit statuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hibari import Hibari
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 300
+SAID = {
+    "en/first.wav": "The quick brown fox jumps over the lazy dog.",
+    "en/second.wav": "She sells sea shells by the sea shore.",
+}
+
+Process = subprocess.Popen[str]
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    (folder / "en").mkdir()
+    voice = Hibari()
+    for file, text in SAID.items():
+        voice.save(text, str(folder / file))
+    lines = ["file\treference text", *(f"{file}\t{text}" for file, text in SAID.items())]
+    path = folder / "manifest.tsv"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@contextmanager
+def benchmark(*arguments: object) -> Iterator[Process]:
+    """In a session of its own, as a shell starts a job; all of it is gone at exit."""
+    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "offline"]
+    with subprocess.Popen(
+        [*command, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    """Exit status, stdout, stderr. Both ends come only when no worker holds them any more."""
+    with benchmark(*arguments) as process:
+        output, errors = process.communicate(timeout=SECONDS)
+        return process.returncode, output, errors
+
+
+def read_until(process: Process, text: str) -> None:
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if text in line:
+            return
+    pytest.fail(f"{text!r} was not told: {seen}")
+
+
+def check_report(line: str, runs: list[str]) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(line)
+    assert list(report["runs"]) == runs
+    assert report["machine"].keys() == {"cpu", "cores", "flags", "memory_gb"}
+    assert {"python", "torch", "openai-whisper", "commit"} < report["versions"].keys()
+    assert 4 < report["audio_seconds"] < 10
+    for figures in report["runs"].values():
+        assert figures["rtf"] > 0
+        assert figures["loops"] == 0
+        assert figures["words_on_nonspeech"] is None
+        assert figures["load_seconds"] > 0
+        assert figures["median_seconds_per_file"] <= figures["seconds"]
+    return report
+
+
+@pytest.mark.model
+def test_a_table_and_at_last_the_figures_of_all_runs(manifest: Path) -> None:
+    status, output, errors = run("--manifest", manifest, "--peers", "openai,faster-whisper")
+    assert status == 0, errors
+    *table, last = output.splitlines()
+    assert any("faster-whisper" in line for line in table)
+    report = check_report(last, ["ours", "openai", "faster-whisper"])
+    peaks = {name: figures["peak_rss_mb"] for name, figures in report["runs"].items()}
+    # The one without torch; were memory shared or inherited, it could not be the least
+    assert 50 < peaks["faster-whisper"] < min(peaks["ours"], peaks["openai"])
+    for figures in report["runs"].values():
+        assert figures["wer"] == figures["wer_by_group"]["en"] < 25
+        assert figures["speedup_over_openai"] > 0
+    assert report["runs"]["openai"]["speedup_over_openai"] == 1
+    assert "2/2 en/second.wav: ours" in errors
+
+
+@pytest.mark.model
+def test_json_alone_for_what_was_chosen(manifest: Path) -> None:
+    arguments = ["--json", "--limit", 1, "--filter", "en/s", "--repeats", 2, "--threads", 1]
+    status, output, errors = run("--manifest", manifest, *arguments)
+    assert status == 0, errors
+    [line] = output.splitlines()
+    report = json.loads(line)
+    assert (report["files"], report["machine"]["cores"]) == (1, 1)
+    assert "speedup_over_openai" not in report["runs"]["ours"]
+
+
+@pytest.mark.model
+def test_interrupted_it_leaves_no_process(manifest: Path) -> None:
+    with benchmark("--manifest", manifest, "--repeats", 500) as process:
+        read_until(process, "ours is warm")
+        os.killpg(process.pid, signal.SIGINT)
+        output, errors = process.communicate(timeout=SECONDS)
+    assert (process.returncode, output) == (130, "")
+    assert errors == "benchmark: interrupted\n"
+
+
+@pytest.mark.model
+def test_a_run_that_fails_is_named(manifest: Path) -> None:
+    status, output, errors = run("--manifest", manifest, "--url", "http://127.0.0.1:1")
+    assert (status, output) == (1, "")
+    assert "run server failed: ClientError" in errors.splitlines()[-1]
+
+
+@pytest.mark.model
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the worker by /proc")
+def test_a_worker_that_is_killed_is_named(manifest: Path) -> None:
+    with benchmark("--manifest", manifest, "--repeats", 500) as process:
+        read_until(process, "ours is warm")
+        tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+        children = [int(child) for task in tasks for child in task.read_text().split()]
+        [worker] = [child for child in children if "--multiprocessing-fork" in arguments_of(child)]
+        os.kill(worker, signal.SIGKILL)
+        _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1
+    assert "run ours failed: its worker ended with exit status -9" in errors
+
+
+def arguments_of(process: int) -> list[str]:
+    return Path(f"/proc/{process}/cmdline").read_text(encoding="utf-8").split("\0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        pytest.param(["--peers", "openai,kaldi"], "'kaldi', expected some of openai", id="peer"),
+        pytest.param(["--filter", "fr/"], "'fr/' matches none of 2 files", id="filter"),
+        pytest.param(["--manifest", "none.tsv"], "cannot read none.tsv: No such", id="manifest"),
+    ],
+)
+def test_bad_arguments_exit_2(manifest: Path, arguments: list[str], problem: str) -> None:
+    assert_refused(["--manifest", manifest, *arguments], problem)
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        pytest.param("file\ttext\nbad.wav\thello", "expected 'reference text'", id="column"),
+        pytest.param("file\treference text\nno.wav\thello", "no.wav is not there", id="no audio"),
+        pytest.param(
+            "file\treference text\nbad.wav\thi", "expected audio that ffmpeg", id="no sound"
+        ),
+        pytest.param("file\treference text\nbad.wav", "line 2 has 1 fields, expected 2", id="row"),
+    ],
+)
+def test_bad_files_exit_2(tmp_path: Path, lines: str, problem: str) -> None:
+    (tmp_path / "bad.wav").write_text("this is text", encoding="utf-8")
+    manifest = tmp_path / "bad.tsv"
+    manifest.write_text(lines, encoding="utf-8")
+    assert_refused(["--manifest", manifest], problem)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.tsv", "bad.wav"]
+
+
+def assert_refused(arguments: list[object], problem: str) -> None:
+    status, output, errors = run(*arguments)
+    assert (status, output) == (2, "")
+    [line] = errors.splitlines()
+    assert problem in line
+    assert "expected" in line

@@ -1,0 +1,113 @@
+"""The command as a process: start, stop, and what it says when it cannot start."""
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.conftest import MODELS, Speak, pcm
+
+pytestmark = pytest.mark.anyio
+TIMEOUT = 60
+
+
+@asynccontextmanager
+async def command(*arguments: str, **variables: str) -> AsyncIterator[Process]:
+    """`whisper-byoc` with these arguments and variables; killed at exit if it still runs."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WHISPER_")} | variables
+    async with asyncio.timeout(TIMEOUT):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "whisper_byoc",
+            *arguments,
+            env=environment,
+            stdout=PIPE,
+            stderr=PIPE,
+        )
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+
+
+async def outcome(*arguments: str, **variables: str) -> tuple[int | None, str]:
+    async with command(*arguments, **variables) as process:
+        _, errors = await process.communicate()
+        return process.returncode, errors.decode()
+
+
+async def test_without_weights_it_says_how_to_get_them(tmp_path: Path) -> None:
+    shutil.copy(MODELS / "manifest.json", tmp_path)
+    status, errors = await outcome("serve", WHISPER_MODEL_DIRECTORY=str(tmp_path))
+    assert status == 2
+    assert len(errors.splitlines()) == 1
+    assert errors.endswith("run: python scripts/bake_model.py tiny.en\n")
+
+
+async def test_damaged_weights_are_not_used(tmp_path: Path) -> None:
+    shutil.copy(MODELS / "manifest.json", tmp_path)
+    (tmp_path / "tiny.en.pt").write_bytes(b"not weights")
+    status, errors = await outcome("serve", WHISPER_MODEL_DIRECTORY=str(tmp_path))
+    assert status == 2
+    assert "SHA-256" in errors
+    assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("WHISPER_SERVER_PORT", "many", "WHISPER_SERVER_PORT is 'many'"),
+        ("WHISPER_SERVER_PORT", "70000", "less than or equal to 65535"),
+        ("WHISPER_JOBS_MAX_JOBS", "0", "greater than or equal to 1"),
+        ("WHISPER_JOBS_NO_SUCH", "1", "WHISPER_JOBS_NO_SUCH is '1'"),
+        ("WHISPER_MODEL_DEVICE", "tpu", "'auto', 'cpu' or 'cuda'"),
+    ],
+)
+async def test_a_bad_setting_is_named(variable: str, value: str, expected: str) -> None:
+    status, errors = await outcome("serve", **{variable: value})
+    assert status == 2
+    assert expected in errors
+    assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.model
+async def test_sigterm_flushes_the_jobs_and_exits_with_0(speak: Speak) -> None:
+    arguments = ("serve", "--host", "127.0.0.1", "--port", "0")
+    audio = pcm(speak("The train to the harbour leaves at nine."))
+    async with (
+        command(*arguments, WHISPER_MODEL_DIRECTORY=str(MODELS)) as process,
+        aiohttp.ClientSession() as session,
+    ):
+        url = await read_until(process, r"http://127.0.0.1:\d+")
+        async with session.get(url + "/health") as answer:
+            assert (await answer.json())["status"] in ("LOADING", "IDLE")
+        await read_until(process, "ready after")
+        async with session.put(url + "/live/j/source?final=false", data=audio) as answer:
+            assert answer.status == 200
+        async with session.get(url + "/live/j/output") as output:
+            process.send_signal(signal.SIGTERM)
+            text = await output.text()
+        assert text.endswith("nine.\n")
+        await process.communicate()
+        assert process.returncode == 0
+
+
+async def read_until(process: Process, pattern: str) -> str:
+    """Read the log until it says `pattern`; returns what matched."""
+    assert process.stderr is not None
+    while line := (await process.stderr.readline()).decode():
+        if match := re.search(pattern, line):
+            return match.group()
+    raise AssertionError(f"the log ended without {pattern}")
