@@ -1,0 +1,31 @@
+"""The README says what the code does."""
+
+import re
+
+from starlette.routing import Route
+
+from scripts.write_readme import README, with_table
+from whisper_byoc.routes import live, system
+from whisper_byoc.transcript import EndReason, Format
+
+TEXT = README.read_text(encoding="utf-8")
+
+
+def test_the_table_of_settings_is_up_to_date() -> None:
+    assert with_table(TEXT) == TEXT, "run make readme"
+
+
+def test_every_route_is_named() -> None:
+    for route in [*live.routes, *system.routes]:
+        assert isinstance(route, Route)
+        assert route.path.replace(":path", "") in TEXT
+
+
+def test_every_format_and_reason_is_named() -> None:
+    for name in [*Format, *EndReason]:
+        assert f"`{name}`" in TEXT
+
+
+def test_every_file_that_is_linked_exists() -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", TEXT):
+        assert (README.parent / link).exists(), link
