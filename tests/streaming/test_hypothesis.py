@@ -7,28 +7,72 @@ from hypothesis import strategies as st
 
 from whisper_byoc.audio import SAMPLE_RATE
 from whisper_byoc.decode import Hypothesis
-from whisper_byoc.streaming.hypothesis import choose_cut, is_speech, place_words, quietest
+from whisper_byoc.streaming.hypothesis import (
+    believed,
+    choose_cut,
+    outside_loops,
+    place_words,
+    quietest,
+)
 from whisper_byoc.transcript import Word
+
+
+def heard(text: str, **signs: float) -> Hypothesis:
+    words = tuple(Word(word, n, n + 1, 0.9) for n, word in enumerate(text.split()))
+    return Hypothesis(text, "en", words, **signs)
+
+
+LOOPS = 2.5
 
 
 @pytest.mark.parametrize(
     ("hypothesis", "expected"),
     [
-        pytest.param(Hypothesis("hello", "en"), True, id="plain words"),
-        pytest.param(Hypothesis("", "en"), False, id="no text"),
+        pytest.param(heard("hello there"), "hello there", id="plain words"),
+        pytest.param(heard(""), "", id="no text"),
+        pytest.param(heard("you", no_speech_prob=0.7, avg_logprob=-1.2), "", id="no speech"),
         pytest.param(
-            Hypothesis("you", "en", no_speech_prob=0.7, avg_logprob=-1.2), False, id="no speech"
-        ),
-        pytest.param(
-            Hypothesis("you", "en", no_speech_prob=0.7, avg_logprob=-0.2),
-            True,
+            heard("you", no_speech_prob=0.7, avg_logprob=-0.2),
+            "you",
             id="improbable speech with sure words",
         ),
-        pytest.param(Hypothesis("la la la", "en", compression_ratio=2.5), False, id="a loop"),
+        pytest.param(
+            heard("oh la la la la la", compression_ratio=LOOPS), "oh la", id="one word five times"
+        ),
+        pytest.param(
+            heard("I am. I am. I am, i am. so", compression_ratio=LOOPS),
+            "I am. so",
+            id="two words four times, whatever their punctuation",
+        ),
+        pytest.param(
+            heard("a b c a b c a b c d", compression_ratio=LOOPS),
+            "a b c d",
+            id="three words three times",
+        ),
+        pytest.param(
+            heard("no no no no no no", compression_ratio=1.9),
+            "no no no no no no",
+            id="repeated words that do not compress well",
+        ),
+        pytest.param(
+            heard("one two three four one two three four", compression_ratio=LOOPS),
+            "one two three four one two three four",
+            id="a sentence said twice",
+        ),
     ],
 )
-def test_is_speech(hypothesis: Hypothesis, expected: bool) -> None:
-    assert is_speech(hypothesis) is expected
+def test_what_is_believed_of_a_hypothesis(hypothesis: Hypothesis, expected: str) -> None:
+    kept = believed(hypothesis)
+    assert kept.text == expected
+    assert " ".join(word.text for word in kept.words) == expected
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=40))
+def test_outside_loops_the_words_keep_their_order(words: list[str]) -> None:
+    kept = outside_loops(words)
+    assert kept == sorted(set(kept))
+    assert set(kept) <= set(range(len(words)))
+    assert {words[index] for index in kept} == set(words)
 
 
 times = st.floats(-5, 40, allow_nan=False)

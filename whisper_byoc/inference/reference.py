@@ -95,16 +95,23 @@ class ReferenceModel:
         )
 
     def _decode_with_fallback(self, mel: torch.Tensor, request: DecodeRequest) -> DecodingResult:
-        """Greedy first; while the text loops or is improbable, the next temperature."""
+        """Greedy first; while the text loops or is improbable, the next temperature.
+
+        When none will do, the most probable one that does not loop, else greedy's: Whisper takes
+        the last, which at temperature 1 is often nonsense.
+        """
         features = mel
+        attempts: list[DecodingResult] = []
         for temperature in TEMPERATURES:
             result = whisper.decode(self._model, features, self._options(request, temperature))
             silent = result.no_speech_prob > MAX_NO_SPEECH_PROBABILITY
             loops = result.compression_ratio > MAX_COMPRESSION_RATIO
             if not loops and (silent or result.avg_logprob >= MIN_AVG_LOGPROB):
-                break
+                return result
+            attempts.append(result)
             features = result.audio_features  # saves the next attempt the encoder
-        return result
+        straight = [it for it in attempts if it.compression_ratio <= MAX_COMPRESSION_RATIO]
+        return max(straight, key=lambda it: it.avg_logprob, default=attempts[0])
 
     def _options(self, request: DecodeRequest, temperature: float) -> whisper.DecodingOptions:
         return whisper.DecodingOptions(

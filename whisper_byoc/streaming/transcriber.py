@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from whisper_byoc.audio import SAMPLE_RATE
 from whisper_byoc.decode import FRAME_SAMPLES, MAX_WINDOW_SECONDS, Hypothesis
 from whisper_byoc.settings import StreamingSettings
-from whisper_byoc.streaming.hypothesis import choose_cut, is_speech, place_words
+from whisper_byoc.streaming.hypothesis import believed, choose_cut, place_words
 from whisper_byoc.streaming.vad import SpeechDetector, SpeechEnd, SpeechStart
 from whisper_byoc.transcript import (
     End,
@@ -187,16 +187,15 @@ class Transcriber:
             return
         window, utterance = self._out
         self._out = None
-        heard = is_speech(hypothesis)
+        hypothesis = believed(hypothesis)
         match window.purpose:
             case Purpose.PARTIAL:
-                self._send_partial(utterance, window, hypothesis.text if heard else "")
+                self._send_partial(utterance, window, hypothesis.text)
             case Purpose.CUT:
-                self._cut(utterance, window, hypothesis.words if heard else (), hypothesis.language)
+                self._cut(utterance, window, hypothesis.words, hypothesis.language)
             case Purpose.FINAL:
                 self._closed.popleft()
-                words = hypothesis.words if heard else ()
-                self._send_final(utterance, window, words, hypothesis.language)
+                self._send_final(utterance, window, hypothesis.words, hypothesis.language)
                 self._send_endpoint(utterance)
         self._drop_audio()
         self._send_end_if_done()
