@@ -10,7 +10,6 @@ from whisper_byoc.decode import Hypothesis
 from whisper_byoc.streaming.hypothesis import (
     believed,
     choose_cut,
-    outside_loops,
     place_words,
     quietest,
 )
@@ -65,14 +64,6 @@ def test_what_is_believed_of_a_hypothesis(hypothesis: Hypothesis, expected: str)
     kept = believed(hypothesis)
     assert kept.text == expected
     assert " ".join(word.text for word in kept.words) == expected
-
-
-@given(st.lists(st.sampled_from("abc"), max_size=40))
-def test_outside_loops_the_words_keep_their_order(words: list[str]) -> None:
-    kept = outside_loops(words)
-    assert kept == sorted(set(kept))
-    assert set(kept) <= set(range(len(words)))
-    assert {words[index] for index in kept} == set(words)
 
 
 times = st.floats(-5, 40, allow_nan=False)

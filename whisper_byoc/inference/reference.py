@@ -14,10 +14,10 @@ from whisper.tokenizer import LANGUAGES, get_tokenizer
 from whisper_byoc.decode import DecodeRequest, Hypothesis
 from whisper_byoc.errors import ConfigurationError, DecodeError
 from whisper_byoc.inference.weights import find_weights
+from whisper_byoc.loops import is_loop
 from whisper_byoc.settings import Device, ModelSettings
 from whisper_byoc.transcript import Word
 
-MAX_COMPRESSION_RATIO = 2.4
 MIN_AVG_LOGPROB = -1.0
 MAX_NO_SPEECH_PROBABILITY = 0.6
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -46,6 +46,10 @@ def choose_device(device: Device) -> str:
     if device is Device.CUDA and not available:
         raise ConfigurationError("device is cuda, expected a CUDA device that torch can use")
     return "cuda" if available and device is not Device.CPU else "cpu"
+
+
+def loops(result: DecodingResult) -> bool:
+    return is_loop(result.text.split(), result.compression_ratio)
 
 
 class ReferenceModel:
@@ -105,13 +109,12 @@ class ReferenceModel:
         for temperature in TEMPERATURES:
             result = whisper.decode(self._model, features, self._options(request, temperature))
             silent = result.no_speech_prob > MAX_NO_SPEECH_PROBABILITY
-            loops = result.compression_ratio > MAX_COMPRESSION_RATIO
-            if not loops and (silent or result.avg_logprob >= MIN_AVG_LOGPROB):
+            if not loops(result) and (silent or result.avg_logprob >= MIN_AVG_LOGPROB):
                 return result
             attempts.append(result)
             features = result.audio_features  # saves the next attempt the encoder
-        straight = [it for it in attempts if it.compression_ratio <= MAX_COMPRESSION_RATIO]
-        return max(straight, key=lambda it: it.avg_logprob, default=attempts[0])
+        straight = [attempt for attempt in attempts if not loops(attempt)]
+        return max(straight, key=lambda attempt: attempt.avg_logprob, default=attempts[0])
 
     def _options(self, request: DecodeRequest, temperature: float) -> whisper.DecodingOptions:
         return whisper.DecodingOptions(

@@ -1,6 +1,5 @@
 """What to believe of a hypothesis, and where a long one may be cut (pure)."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -10,16 +9,12 @@ from numpy.typing import NDArray
 
 from whisper_byoc.audio import SAMPLE_RATE
 from whisper_byoc.decode import Hypothesis
+from whisper_byoc.loops import is_loop, outside_loops
 from whisper_byoc.transcript import Word
 
 NO_SPEECH_PROBABILITY = 0.6
 MIN_AVG_LOGPROB = -1.0
-MAX_COMPRESSION_RATIO = 2.4
 """Whisper's own thresholds (openai-whisper, transcribe.py)."""
-
-_LOOP_ROUNDS = {1: 5, 2: 4}
-_LOOP_ROUNDS_OF_MORE = 3
-_MAX_LOOP_WORDS = 12
 
 _ENERGY_WINDOW = round(0.08 * SAMPLE_RATE)
 _ENERGY_STEP = round(0.01 * SAMPLE_RATE)
@@ -33,53 +28,19 @@ _LIVE_EDGE_SECONDS = 1.0
 def believed(hypothesis: Hypothesis) -> Hypothesis:
     """The hypothesis without what the decoder made up: all of its text when Whisper itself calls it
     no speech; of a loop that no retry broke, every round but the first.
-
-    Text may repeat itself without being a loop, so both signs of one are asked for: it compresses
-    well, and the same words follow one another again and again.
     """
     if (
         hypothesis.no_speech_prob > NO_SPEECH_PROBABILITY
         and hypothesis.avg_logprob < MIN_AVG_LOGPROB
     ):
         return replace(hypothesis, text="", words=())
-    if hypothesis.compression_ratio <= MAX_COMPRESSION_RATIO:
-        return hypothesis
     text = hypothesis.text.split()
+    if not is_loop(text, hypothesis.compression_ratio):
+        return hypothesis
     kept_text = " ".join(text[index] for index in outside_loops(text))
     kept = outside_loops([word.text for word in hypothesis.words])
     words = tuple(hypothesis.words[index] for index in kept)
     return replace(hypothesis, text=kept_text, words=words)
-
-
-def outside_loops(words: Sequence[str]) -> list[int]:
-    """Indices of the words that stay when every run of rounds is reduced to its first round.
-
-    A run is one word five times, two words four times, or three to twelve words three times in a
-    row, whatever their case and punctuation.
-    """
-    cores = [re.sub(r"\W", "", word).lower() for word in words]
-    kept = list(range(len(words)))
-    for length in range(1, _MAX_LOOP_WORDS + 1):
-        rounds = _LOOP_ROUNDS.get(length, _LOOP_ROUNDS_OF_MORE)
-        kept = _without_runs(kept, cores, length, rounds)
-    return kept
-
-
-def _without_runs(kept: list[int], cores: Sequence[str], length: int, rounds: int) -> list[int]:
-    result: list[int] = []
-    place = 0
-    while place < len(kept):
-        first = [cores[index] for index in kept[place : place + length]]
-        end = place + length
-        while [cores[index] for index in kept[end : end + length]] == first:
-            end += length
-        if len(first) == length and end - place >= rounds * length:
-            result += kept[place : place + length]
-            place = end
-        else:
-            result.append(kept[place])
-            place += 1
-    return result
 
 
 def place_words(
