@@ -83,20 +83,24 @@ class Setup:
         return self.models_dir / "ctranslate2" / MODEL
 
 
-def load_ours(setup: Setup) -> Transcribe:
-    """The pipeline of a job, without HTTP and without tasks."""
+def load_ours(setup: Setup, engine: str = "batched") -> Transcribe:
+    """The pipeline of a job, without HTTP and without tasks, one window at a time."""
     from whisper_byoc.decode import FRAME_SAMPLES, DecodeRequest
     from whisper_byoc.errors import DecodeError
-    from whisper_byoc.inference.reference import load_reference
+    from whisper_byoc.inference.engine import load_models
     from whisper_byoc.inference.voice import VoiceModel, VoiceRequest, VoiceState
-    from whisper_byoc.settings import Device, ModelSettings, StreamingSettings
+    from whisper_byoc.settings import Device, EngineKind, ModelSettings, StreamingSettings
     from whisper_byoc.streaming.transcriber import MAX_BLOCK_SAMPLES, Transcriber
     from whisper_byoc.transcript import EndReason, Final
 
     prepare_torch(setup.threads)
-    [model] = load_reference(
+    [model] = load_models(
         ModelSettings(
-            directory=setup.models_dir, names=(MODEL,), device=Device.CPU, threads=setup.threads
+            directory=setup.models_dir,
+            names=(MODEL,),
+            device=Device.CPU,
+            engine=EngineKind(engine),
+            threads=setup.threads,
         )
     )
     voice = VoiceModel()
@@ -205,6 +209,7 @@ def prepare_torch(threads: int) -> None:
 
 OURS, SERVER, BASELINE = "ours", "server", "openai"
 PEERS: dict[str, Callable[[Setup], Transcribe]] = {
+    "reference": lambda setup: load_ours(setup, "reference"),
     BASELINE: load_openai,
     "openai-decode": load_openai_decode,
     "faster-whisper": lambda setup: load_faster_whisper(setup, beam_size=1),

@@ -36,6 +36,7 @@ class ScriptedModel:
 
     name = "scripted"
     device = "nowhere"
+    branch = "scripted"
     max_batch = 4
 
     def __init__(

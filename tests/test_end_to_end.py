@@ -21,7 +21,7 @@ from whisper_byoc.transcript import Format
 pytestmark = [pytest.mark.anyio, pytest.mark.model]
 TIMEOUT = 240
 SENTENCES = (
-    "The train to the harbour leaves at nine.",
+    "The train to the harbour leaves early in the morning.",
     "Please keep your ticket until the end of the journey.",
     "There is a small garden behind the old house.",
     "She wrote a long letter to her brother in spring.",
@@ -71,7 +71,7 @@ async def test_pauses_divide_utterances_and_the_last_word_is_there(url: str, spe
     pause = np.zeros(24_000, dtype=np.float32)
     audio = np.concatenate([speak(SENTENCES[0]), pause, speak(SENTENCES[1])])
     lines = (await transcribe(url, "pauses", pcm(audio))).splitlines()
-    assert [words(line)[-1] for line in lines] == ["nine", "journey"]
+    assert [words(line)[-1] for line in lines] == ["morning", "journey"]
 
 
 async def test_long_speech_without_pauses_is_cut_between_words(url: str, speak: Speak) -> None:
@@ -89,7 +89,7 @@ def trimmed(samples: NDArray[np.float32]) -> NDArray[np.float32]:
 
 async def test_a_prompt_is_taken(url: str, speak: Speak) -> None:
     text = await transcribe(url, "prompt", pcm(speak(SENTENCES[0])), prompt="At the harbour.")
-    assert words(text)[-1] == "nine"
+    assert words(text)[-1] == "morning"
 
 
 async def test_a_language_that_is_not_loaded_is_refused(url: str, speak: Speak) -> None:

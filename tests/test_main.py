@@ -85,7 +85,7 @@ async def test_a_bad_setting_is_named(variable: str, value: str, expected: str) 
 @pytest.mark.model
 async def test_sigterm_flushes_the_jobs_and_exits_with_0(speak: Speak) -> None:
     arguments = ("serve", "--host", "127.0.0.1", "--port", "0")
-    audio = pcm(speak("The train to the harbour leaves at nine."))
+    audio = pcm(speak("The train to the harbour leaves early in the morning."))
     async with (
         command(*arguments, WHISPER_MODEL_DIRECTORY=str(MODELS)) as process,
         aiohttp.ClientSession() as session,
@@ -99,7 +99,7 @@ async def test_sigterm_flushes_the_jobs_and_exits_with_0(speak: Speak) -> None:
         async with session.get(url + "/live/j/output") as output:
             process.send_signal(signal.SIGTERM)
             text = await output.text()
-        assert text.endswith("nine.\n")
+        assert text.endswith("morning.\n")
         await process.communicate()
         assert process.returncode == 0
 

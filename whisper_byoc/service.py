@@ -112,7 +112,9 @@ class Service:
             self._settled.set()
 
     def _log_ready(self, engine: Engine, seconds: float) -> None:
-        models = ", ".join(f"{model.name} on {model.device}" for model in engine.models.values())
+        models = ", ".join(
+            f"{model.name} on {model.device} ({model.branch})" for model in engine.models.values()
+        )
         logger.info("ready after %.1f s: whisper-byoc %s, %s", seconds, VERSION, models)
 
     def _watch(self) -> None:

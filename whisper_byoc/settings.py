@@ -25,6 +25,11 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
+class EngineKind(StrEnum):
+    BATCHED = "batched"
+    REFERENCE = "reference"
+
+
 class LogLevel(StrEnum):
     DEBUG = "debug"
     INFO = "info"
@@ -51,6 +56,12 @@ class ModelSettings(Group):
         description="models to load, with commas between; a job's language picks among them",
     )
     device: Device = Field(Device.AUTO, description="auto takes CUDA when it is there")
+    engine: EngineKind = Field(
+        EngineKind.BATCHED, description="batched is ours; reference is openai-whisper as it is"
+    )
+    full_padding: bool = Field(
+        False, description="let batched encode 30 s for every window, as openai-whisper does"
+    )
     threads: int = Field(
         0, ge=0, le=256, description="CPU threads of one decode; 0 takes every core of the machine"
     )

@@ -8,14 +8,17 @@ from contextlib import asynccontextmanager
 from importlib.resources import as_file, files
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from whisper_byoc.decode import DecodeRequest, Hypothesis
 from whisper_byoc.errors import ConfigurationError, DecodeError, InvalidOption
+from whisper_byoc.inference.batched import BatchedModel
 from whisper_byoc.inference.model import Model
-from whisper_byoc.inference.reference import load_reference
+from whisper_byoc.inference.reference import ReferenceModel
+from whisper_byoc.inference.weights import find_weights
 from whisper_byoc.inference.worker import BatchThread
-from whisper_byoc.settings import ModelSettings
+from whisper_byoc.settings import Device, EngineKind, ModelSettings
 
 WARM_UP_TEXT = "the quick brown fox jumps over the lazy dog"
 WARM_UP_CLIP = "warm-up.wav"
@@ -104,6 +107,31 @@ async def open_engine(settings: ModelSettings) -> AsyncIterator[Engine]:
 
     Raises MissingModel when weights are absent or damaged.
     """
-    engine = Engine("reference", await asyncio.to_thread(load_reference, settings))
+    engine = Engine(settings.engine, await asyncio.to_thread(load_models, settings))
     async with engine.serve():
         yield engine
+
+
+def load_models(settings: ModelSettings) -> list[Model]:
+    """Every model that the settings name, in their engine and on their device.
+
+    Raises MissingModel, and ConfigurationError when CUDA is asked for and not there.
+    """
+    paths = {name: find_weights(settings.directory, name) for name in settings.names}
+    device = choose_device(settings.device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if settings.engine is EngineKind.REFERENCE:
+        return [ReferenceModel(name, path, device) for name, path in paths.items()]
+    return [
+        BatchedModel(name, path, device, full_padding=settings.full_padding)
+        for name, path in paths.items()
+    ]
+
+
+def choose_device(device: Device) -> str:
+    """Raises ConfigurationError when CUDA is asked for and not there."""
+    available = torch.cuda.is_available()
+    if device is Device.CUDA and not available:
+        raise ConfigurationError("device is cuda, expected a CUDA device that torch can use")
+    return "cuda" if available and device is not Device.CPU else "cpu"

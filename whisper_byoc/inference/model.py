@@ -10,8 +10,9 @@ from whisper_byoc.errors import DecodeError
 class Model(Protocol):
     """Synchronous weights; used by the engine's thread alone.
 
-    name: Whisper's name of the weights. languages: codes that it can transcribe; more than one
-    also means that it can detect them and translate. max_batch: requests worth decoding together.
+    name: Whisper's name of the weights. branch: how they compute here. languages: codes that it can
+    transcribe; more than one also means that it can detect them and translate. max_batch: requests
+    worth decoding together.
     """
 
     @property
@@ -19,6 +20,9 @@ class Model(Protocol):
 
     @property
     def device(self) -> str: ...
+
+    @property
+    def branch(self) -> str: ...
 
     @property
     def languages(self) -> frozenset[str]: ...

@@ -12,10 +12,8 @@ from whisper.timing import find_alignment, merge_punctuations
 from whisper.tokenizer import LANGUAGES, get_tokenizer
 
 from whisper_byoc.decode import DecodeRequest, Hypothesis
-from whisper_byoc.errors import ConfigurationError, DecodeError
-from whisper_byoc.inference.weights import find_weights
+from whisper_byoc.errors import DecodeError
 from whisper_byoc.loops import is_loop
-from whisper_byoc.settings import Device, ModelSettings
 from whisper_byoc.transcript import Word
 
 MIN_AVG_LOGPROB = -1.0
@@ -26,26 +24,6 @@ TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 PREPENDED = "\"'“¿([{-"
 APPENDED = "\"'.。,，!！?？:：”)]}、"
 """Punctuation that belongs to the following and to the preceding word (whisper/timing.py)."""
-
-
-def load_reference(settings: ModelSettings) -> list["ReferenceModel"]:
-    """Every model that the settings name, on the device they choose.
-
-    Raises MissingModel, and ConfigurationError when CUDA is asked for and not there.
-    """
-    paths = {name: find_weights(settings.directory, name) for name in settings.names}
-    device = choose_device(settings.device)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    return [ReferenceModel(name, path, device) for name, path in paths.items()]
-
-
-def choose_device(device: Device) -> str:
-    """Raises ConfigurationError when CUDA is asked for and not there."""
-    available = torch.cuda.is_available()
-    if device is Device.CUDA and not available:
-        raise ConfigurationError("device is cuda, expected a CUDA device that torch can use")
-    return "cuda" if available and device is not Device.CPU else "cpu"
 
 
 def loops(result: DecodingResult) -> bool:
@@ -59,6 +37,7 @@ class ReferenceModel:
     """
 
     max_batch = 1
+    branch = "openai-whisper"
 
     def __init__(self, name: str, path: Path, device: str) -> None:
         self.name = name

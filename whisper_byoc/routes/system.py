@@ -36,7 +36,12 @@ async def version(request: Request) -> JSONResponse:
             "engine": engine.kind,
             "model_id": models[0].name,
             "models": [
-                {"name": model.name, "device": model.device, "languages": sorted(model.languages)}
+                {
+                    "name": model.name,
+                    "device": model.device,
+                    "branch": model.branch,
+                    "languages": sorted(model.languages),
+                }
                 for model in models
             ],
             "python": platform.python_version(),

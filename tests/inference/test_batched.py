@@ -1,0 +1,208 @@
+"""Our forward passes against openai-whisper's, on real weights and real speech."""
+
+import jiwer
+import numpy as np
+import pytest
+import torch
+import whisper
+from numpy.typing import NDArray
+
+from tests.conftest import MODELS, Speak
+from whisper_byoc.decode import DecodeRequest, Hypothesis, Task
+from whisper_byoc.errors import DecodeError
+from whisper_byoc.inference.batched import MAX_FRAMES, BatchedModel, log_mel, silence_level
+from whisper_byoc.inference.network import Dimensions, Network
+from whisper_byoc.inference.precision import Branch, choose_branch
+from whisper_byoc.inference.reference import ReferenceModel
+from whisper_byoc.transcript import Word
+
+pytestmark = pytest.mark.model
+WEIGHTS = MODELS / "tiny.en.pt"
+SENTENCES = (
+    "The train to the harbour leaves at nine.",
+    "Please keep your ticket until the end of the journey.",
+    "There is a small garden behind the old house.",
+    "We are going to need another bottle of water, said the driver, and stopped at the corner.",
+    "Yes.",
+)
+
+
+@pytest.fixture(scope="module")
+def clips(speak: Speak) -> list[NDArray[np.float32]]:
+    return [speak(sentence) for sentence in SENTENCES]
+
+
+@pytest.fixture(scope="module")
+def exact() -> BatchedModel:
+    """In fp32 and padded to 30 s, as the reference computes."""
+    return BatchedModel("tiny.en", WEIGHTS, "cpu", branch=Branch.FP32, full_padding=True)
+
+
+@pytest.fixture(scope="module")
+def fast() -> BatchedModel:
+    """As the server runs on this machine."""
+    return BatchedModel("tiny.en", WEIGHTS, "cpu")
+
+
+@pytest.fixture(scope="module")
+def reference() -> ReferenceModel:
+    return ReferenceModel("tiny.en", WEIGHTS, "cpu")
+
+
+@pytest.fixture(scope="module")
+def multilingual() -> BatchedModel:
+    return BatchedModel("base", MODELS / "base.pt", "cpu")
+
+
+def request(samples: NDArray[np.float32], **options: object) -> DecodeRequest:
+    return DecodeRequest(samples, deadline=0.0, **options)  # type: ignore[arg-type]
+
+
+def decoded(model: BatchedModel | ReferenceModel, *requests: DecodeRequest) -> list[Hypothesis]:
+    answers = model.decode(requests)
+    assert not [answer for answer in answers if isinstance(answer, DecodeError)]
+    return [answer for answer in answers if isinstance(answer, Hypothesis)]
+
+
+def test_the_forward_passes_are_whispers(clips: list[NDArray[np.float32]]) -> None:
+    checkpoint = torch.load(WEIGHTS, weights_only=True)
+    network = Network(
+        Dimensions(**checkpoint["dims"]), checkpoint["model_state_dict"], Branch.FP32, "cpu"
+    )
+    theirs = whisper.load_model(str(WEIGHTS), device="cpu")
+    mel = log_mel(clips[0], MAX_FRAMES, 80)
+    tokens = torch.tensor([[50257, 50362, 383, 4512, 284]])
+    with torch.inference_mode():
+        expected = theirs(mel[None], tokens)
+        cache = network.new_cache([network.encode(mel)], [torch.zeros(MAX_FRAMES)], 8)
+        first = network.decode(tokens[:, :3], cache)
+        rest = [network.decode(tokens[:, n : n + 1], cache) for n in (3, 4)]
+        found = torch.cat([first, *rest], dim=1) @ theirs.decoder.token_embedding.weight.T
+    assert (found - expected).abs().max() < 1e-3
+
+
+def test_the_log_mel_is_whispers(clips: list[NDArray[np.float32]]) -> None:
+    expected = whisper.log_mel_spectrogram(clips[0], padding=480_000)[:, :3000]
+    assert torch.allclose(log_mel(clips[0], MAX_FRAMES, 80), expected, atol=1e-5)
+    assert silence_level(expected) == pytest.approx(float(expected[:, -1].max()), abs=1e-4)
+
+
+def test_exact_and_padded_it_gives_the_references_words(
+    exact: BatchedModel, reference: ReferenceModel, clips: list[NDArray[np.float32]]
+) -> None:
+    requests = [request(clip) for clip in clips]
+    for ours, theirs in zip(decoded(exact, *requests), decoded(reference, *requests), strict=True):
+        assert ours.text == theirs.text
+        assert ours.avg_logprob == pytest.approx(theirs.avg_logprob, abs=0.02)
+        assert ours.no_speech_prob == pytest.approx(theirs.no_speech_prob, abs=0.02)
+        assert ours.compression_ratio == theirs.compression_ratio
+        assert [word.text for word in ours.words] == [word.text for word in theirs.words]
+        assert times(ours.words) == pytest.approx(times(theirs.words), abs=0.25)
+        differences = np.abs(np.array(times(ours.words)) - times(theirs.words))
+        assert np.median(differences) <= 0.04
+
+
+def times(words: tuple[Word, ...]) -> list[float]:
+    return [time for word in words for time in (word.start, word.end)]
+
+
+def test_as_it_runs_it_hears_the_same_sentences(
+    fast: BatchedModel, clips: list[NDArray[np.float32]]
+) -> None:
+    heard = " ".join(answer.text for answer in decoded(fast, *map(request, clips)))
+    assert jiwer.wer(plain(" ".join(SENTENCES)), plain(heard)) <= 0.1, heard
+
+
+def plain(text: str) -> str:
+    letters = text.lower().replace("harbour", "harbor")
+    return "".join(character for character in letters if character.isalpha() or character == " ")
+
+
+def test_words_do_not_depend_on_the_batch(
+    fast: BatchedModel, clips: list[NDArray[np.float32]]
+) -> None:
+    together = decoded(fast, *map(request, clips))
+    alone = [answer for clip in clips for answer in decoded(fast, request(clip))]
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
+
+
+def test_right_sized_windows_see_that_speech_has_ended(
+    fast: BatchedModel, clips: list[NDArray[np.float32]]
+) -> None:
+    """Without the silent tail the decoder goes on for ever (design, section 5)."""
+    for answer in decoded(fast, *map(request, clips)):
+        assert answer.temperature == 0
+        assert len(answer.text.split()) <= 20
+
+
+def test_word_times_lie_within_the_window(
+    fast: BatchedModel, clips: list[NDArray[np.float32]]
+) -> None:
+    for clip, answer in zip(clips, decoded(fast, *map(request, clips)), strict=True):
+        limits = times(answer.words)
+        assert limits == sorted(limits)
+        assert limits[0] >= 0
+        assert limits[-1] <= len(clip) / 16_000 + 0.02
+        assert all(0 < word.probability <= 1 for word in answer.words)
+        assert " ".join(word.text for word in answer.words) == answer.text
+
+
+def test_prompts_of_different_lengths_go_together(
+    fast: BatchedModel, clips: list[NDArray[np.float32]]
+) -> None:
+    prompts = (None, "A journey.", "At the railway station in the harbour. " * 60)
+    requests = [request(clips[1], prompt=prompt) for prompt in prompts]
+    for answer in decoded(fast, *requests):
+        assert answer.text.endswith("journey.")
+
+
+def test_times_can_be_left_out(fast: BatchedModel, clips: list[NDArray[np.float32]]) -> None:
+    (answer,) = decoded(fast, request(clips[0], word_times=False))
+    assert answer.words == ()
+    assert answer.text
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.02, 30.0], ids=["nothing", "one frame", "30 s"])
+def test_windows_of_any_length_are_taken(fast: BatchedModel, seconds: float) -> None:
+    noise = np.random.default_rng(1).normal(size=round(seconds * 16_000)) * 0.001
+    (answer,) = decoded(fast, request(noise.astype(np.float32)))
+    assert answer.language == "en"
+
+
+def test_what_will_not_decode_climbs_the_ladder(fast: BatchedModel) -> None:
+    noise = np.random.default_rng(2).uniform(-0.5, 0.5, 16_000 * 6).astype(np.float32)
+    (answer,) = decoded(fast, request(noise))
+    (again,) = decoded(fast, request(noise))
+    assert answer == again
+
+
+@pytest.mark.skipif(choose_branch("cpu") is Branch.INT8, reason="is what this machine runs")
+def test_the_branch_of_older_processors_hears_the_same(clips: list[NDArray[np.float32]]) -> None:
+    model = BatchedModel("tiny.en", WEIGHTS, "cpu", branch=Branch.INT8)
+    heard = " ".join(answer.text for answer in decoded(model, *map(request, clips)))
+    assert jiwer.wer(plain(" ".join(SENTENCES)), plain(heard)) <= 0.1, heard
+
+
+def test_a_language_is_detected_given_and_translated(
+    multilingual: BatchedModel, clips: list[NDArray[np.float32]]
+) -> None:
+    detected, given, translated = decoded(
+        multilingual,
+        request(clips[1], language=None),
+        request(clips[1], language="en"),
+        request(clips[1], language="de", task=Task.TRANSLATE),
+    )
+    assert detected.language == given.language == "en"
+    assert detected.text == given.text
+    assert given.text.endswith("journey.")
+    assert translated.language == "de"
+    assert translated.text
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_it_hears_the_same_sentences(clips: list[NDArray[np.float32]]) -> None:
+    model = BatchedModel("tiny.en", WEIGHTS, "cuda")
+    assert model.branch is Branch.FP16
+    heard = " ".join(answer.text for answer in decoded(model, *map(request, clips)))
+    assert jiwer.wer(plain(" ".join(SENTENCES)), plain(heard)) <= 0.1, heard

@@ -1,0 +1,269 @@
+"""Whisper in batches: right-sized windows, shared decode steps, a ladder of retries."""
+
+import base64
+import gzip
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+import whisper
+from numpy.typing import NDArray
+from torch import Tensor
+from whisper.audio import HOP_LENGTH, N_FFT
+from whisper.timing import WordTiming, merge_punctuations
+from whisper.tokenizer import LANGUAGES, Tokenizer, get_tokenizer
+from whisper.utils import compression_ratio
+
+from whisper_byoc.audio import SAMPLE_RATE
+from whisper_byoc.decode import DecodeRequest, Hypothesis
+from whisper_byoc.errors import DecodeError
+from whisper_byoc.inference.alignment import token_times
+from whisper_byoc.inference.decoding import Decoded, Rules, Window, decode_batch
+from whisper_byoc.inference.network import Dimensions, Network
+from whisper_byoc.inference.precision import Branch, choose_branch
+from whisper_byoc.inference.reference import (
+    APPENDED,
+    MAX_NO_SPEECH_PROBABILITY,
+    MIN_AVG_LOGPROB,
+    PREPENDED,
+    TEMPERATURES,
+)
+from whisper_byoc.loops import is_loop
+from whisper_byoc.transcript import Word
+
+FRAMES_PER_SECOND = 50
+MAX_FRAMES = 1500
+"""30 s: Whisper's positional table."""
+BUCKET_FRAMES = FRAMES_PER_SECOND
+"""Windows are rounded up to 1 s, so that kernels made for a length are used again."""
+TAIL_STRIDE = 16
+"""Of the silence behind the window the decoder sees every 16th frame, with the weight of 16."""
+FLOOR_STEP = 0.1
+"""Clips whose digital silence is this near in the log-mel share a tail."""
+_MULTILINGUAL_VOCABULARY = 51865
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One request on its way: what was encoded, and the best that was decoded so far."""
+
+    request: DecodeRequest
+    tokenizer: Tokenizer
+    window: Window
+    decoded: Decoded
+    temperature: float = 0.0
+
+    @property
+    def text(self) -> str:
+        return str(self.tokenizer.decode(self.decoded.tokens)).strip()
+
+    @property
+    def loops(self) -> bool:
+        text = self.text
+        incomplete = not self.decoded.complete
+        return incomplete or (bool(text) and is_loop(text.split(), compression_ratio(text)))
+
+    @property
+    def believable(self) -> bool:
+        """Whether Whisper's rules ask for no further attempt."""
+        silent = self.decoded.no_speech_prob > MAX_NO_SPEECH_PROBABILITY
+        return not self.loops and (silent or self.decoded.avg_logprob >= MIN_AVG_LOGPROB)
+
+
+class BatchedModel:
+    """One set of weights in our own forward passes. Used by the engine's thread alone.
+
+    full_padding: encode 30 s whatever the window's length, as openai-whisper does.
+    """
+
+    max_batch = 16
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        device: str,
+        *,
+        branch: Branch | None = None,
+        full_padding: bool = False,
+    ) -> None:
+        self.name = name
+        self.device = device
+        self.branch = branch or choose_branch(device)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        dims = Dimensions(**checkpoint["dims"])
+        self._network = Network(dims, checkpoint["model_state_dict"], self.branch, device)
+        self._full_padding = full_padding
+        self._multilingual = dims.n_vocab >= _MULTILINGUAL_VOCABULARY
+        self._num_languages = dims.n_vocab - 51765 - self._multilingual
+        self.languages = frozenset(LANGUAGES if self._multilingual else ["en"])
+        self._heads = _alignment_heads(name, dims)
+        self._rules = Rules(self._tokenizer("en", "transcribe"), dims.n_vocab, device)
+        self._tails: dict[int, Tensor] = {}
+
+    def decode(self, requests: Sequence[DecodeRequest]) -> list[Hypothesis | DecodeError]:
+        try:
+            return list(self._decode(requests))
+        except (RuntimeError, ValueError) as error:
+            if len(requests) == 1:
+                return [DecodeError(f"{type(error).__name__}: {error}")]
+            return [answer for request in requests for answer in self.decode([request])]
+
+    @torch.inference_mode()
+    def _decode(self, requests: Sequence[DecodeRequest]) -> list[Hypothesis]:
+        attempts = [self._encode(request, self._full_padding) for request in requests]
+        order = sorted(range(len(attempts)), key=lambda index: len(attempts[index].window.prefix))
+        for _, indices in groupby(order, lambda index: len(attempts[index].window.prefix)):
+            self._fill([attempts[index] for index in indices])
+        return [self._hypothesis(self._climb(attempt)) for attempt in attempts]
+
+    def _climb(self, attempt: _Attempt) -> _Attempt:
+        """The ladder: padded to 30 s, then Whisper's temperatures; the best when none will do."""
+        if attempt.believable:
+            return attempt
+        attempts = [attempt]
+        padded = self._encode(attempt.request, full_padding=True)
+        generator = torch.Generator(self.device).manual_seed(0)  # the same audio, the same words
+        for temperature in TEMPERATURES:
+            attempt = _Attempt(
+                padded.request, padded.tokenizer, padded.window, Decoded(), temperature
+            )
+            self._fill([attempt], generator)
+            if attempt.believable:
+                return attempt
+            attempts.append(attempt)
+        straight = [attempt for attempt in attempts if not attempt.loops]
+        return max(straight, key=lambda it: it.decoded.avg_logprob, default=attempts[0])
+
+    def _fill(self, attempts: Sequence[_Attempt], generator: torch.Generator | None = None) -> None:
+        """Decode attempts of one prefix length and one temperature together."""
+        decoded = decode_batch(
+            self._network,
+            [attempt.window for attempt in attempts],
+            self._rules,
+            temperature=attempts[0].temperature,
+            alignment_heads=self._heads,
+            generator=generator,
+        )
+        for attempt, result in zip(attempts, decoded, strict=True):
+            attempt.decoded = result
+
+    def _encode(self, request: DecodeRequest, full_padding: bool) -> _Attempt:
+        seconds = len(request.samples) / SAMPLE_RATE
+        num_frames = min(MAX_FRAMES, max(1, math.ceil(seconds * FRAMES_PER_SECOND)))
+        encoded = MAX_FRAMES
+        if not full_padding:
+            encoded = min(MAX_FRAMES, math.ceil(num_frames / BUCKET_FRAMES) * BUCKET_FRAMES)
+        mel = log_mel(request.samples, encoded, self._network.dims.n_mels)
+        cross = self._network.encode(mel)
+        bias = torch.zeros(encoded)
+        if encoded < MAX_FRAMES:
+            tail = self._tail(silence_level(mel))[:, :, :, encoded // TAIL_STRIDE :]
+            cross = torch.cat([cross, tail], dim=3)
+            bias = torch.cat([bias, torch.full((tail.shape[3],), math.log(TAIL_STRIDE))])
+        language = request.language if self._multilingual else "en"
+        if language is None:
+            language = self._detect(cross, bias)
+        tokenizer = self._tokenizer(language, request.task.value)
+        prompt = self._prompt(tokenizer, request.prompt)
+        prefix = (*prompt, *tokenizer.sot_sequence_including_notimestamps)
+        window = Window(cross, bias, num_frames, prefix, len(prompt), seconds)
+        return _Attempt(request, tokenizer, window, Decoded())
+
+    def _tail(self, level: float) -> Tensor:
+        """Keys and values of every 16th frame of 30 s of digital silence, encoded once."""
+        step = round(level / FLOOR_STEP)
+        if step not in self._tails:
+            silence = torch.full((self._network.dims.n_mels, 2 * MAX_FRAMES), step * FLOOR_STEP)
+            cross = self._network.encode(silence)
+            self._tails[step] = cross[:, :, :, TAIL_STRIDE // 2 :: TAIL_STRIDE].contiguous()
+        return self._tails[step]
+
+    def _detect(self, cross: Tensor, bias: Tensor) -> str:
+        """The most probable language token after the start."""
+        tokenizer = self._tokenizer("en", "transcribe")
+        cache = self._network.new_cache([cross], [bias], positions=1)
+        start = torch.tensor([[tokenizer.sot]], device=self.device)
+        logits = self._network.logits(self._network.decode(start, cache))[0, 0]
+        best = int(logits[list(tokenizer.all_language_tokens)].argmax())
+        return str(tokenizer.all_language_codes[best])
+
+    def _prompt(self, tokenizer: Tokenizer, prompt: str | None) -> tuple[int, ...]:
+        if not prompt:
+            return ()
+        kept = self._network.dims.n_text_ctx // 2 - 1
+        return tokenizer.sot_prev, *tokenizer.encode(" " + prompt.strip())[-kept:]
+
+    def _tokenizer(self, language: str, task: str) -> Tokenizer:
+        return get_tokenizer(
+            self._multilingual, num_languages=self._num_languages, language=language, task=task
+        )
+
+    def _hypothesis(self, attempt: _Attempt) -> Hypothesis:
+        text = attempt.text
+        language = attempt.tokenizer.language or "en"
+        return Hypothesis(
+            text=text,
+            language=language,
+            words=self._words(attempt) if attempt.request.word_times else (),
+            avg_logprob=attempt.decoded.avg_logprob,
+            no_speech_prob=attempt.decoded.no_speech_prob,
+            compression_ratio=compression_ratio(text) if text else 1.0,
+            temperature=attempt.temperature,
+        )
+
+    def _words(self, attempt: _Attempt) -> tuple[Word, ...]:
+        """Words with their times; a token is as probable as it was when it was chosen."""
+        decoded, tokenizer = attempt.decoded, attempt.tokenizer
+        if not decoded.tokens or decoded.attention is None:
+            return ()
+        times = token_times(decoded.attention.cpu().numpy())
+        if not decoded.complete:
+            times = np.append(times, attempt.window.num_frames / FRAMES_PER_SECOND)
+        probabilities = np.exp(decoded.logprobs)
+        texts, token_groups = tokenizer.split_to_word_tokens([*decoded.tokens, tokenizer.eot])
+        timings = []
+        first = 0
+        for text, tokens in zip(texts[:-1], token_groups[:-1], strict=True):
+            last = first + len(tokens)
+            probability = float(probabilities[first:last].mean())
+            timings.append(WordTiming(text, tokens, times[first], times[last], probability))
+            first = last
+        merge_punctuations(timings, PREPENDED, APPENDED)
+        return tuple(
+            Word(timing.word.strip(), float(timing.start), float(timing.end), timing.probability)
+            for timing in timings
+            if timing.word.strip()
+        )
+
+
+def log_mel(samples: NDArray[np.float32], num_frames: int, num_mels: int) -> Tensor:
+    """Whisper's log-mel of samples with silence behind them: float32 (mels, 2 · num_frames)."""
+    length = 2 * num_frames * HOP_LENGTH
+    padded = torch.zeros(length + N_FFT)  # so that the last frame sees silence, not its mirror
+    padded[: min(len(samples), length)] = torch.from_numpy(samples[:length])
+    mel: Tensor = whisper.log_mel_spectrogram(padded, num_mels)
+    return mel[:, : 2 * num_frames]
+
+
+def silence_level(mel: Tensor) -> float:
+    """The value of digital silence in a log-mel: Whisper clamps 8 below the clip's maximum, and
+    at 1e-10 (openai-whisper, audio.py)."""
+    loudest = float(mel.max()) * 4 - 4
+    return (max(loudest - 8, -10.0) + 4) / 4
+
+
+def _alignment_heads(name: str, dims: Dimensions) -> list[tuple[int, int]]:
+    """(layer, head) pairs whose attention follows the audio; else all of the later half, as
+    openai-whisper has it."""
+    known = whisper._ALIGNMENT_HEADS.get(name)
+    if known is None:
+        layers = range(dims.n_text_layer // 2, dims.n_text_layer)
+        return [(layer, head) for layer in layers for head in range(dims.n_text_head)]
+    marks = np.frombuffer(gzip.decompress(base64.b85decode(known)), dtype=bool)
+    rows = marks.reshape(dims.n_text_layer, dims.n_text_head)
+    return [(int(layer), int(head)) for layer, head in np.argwhere(rows)]
