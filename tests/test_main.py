@@ -1,10 +1,12 @@
 """The command as a process: start, stop, and what it says when it cannot start."""
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
 import signal
+import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -12,7 +14,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import numpy as np
 import pytest
+import torch
 
 from tests.conftest import MODELS, Speak, pcm
 
@@ -80,6 +84,60 @@ async def test_a_bad_setting_is_named(variable: str, value: str, expected: str) 
     assert status == 2
     assert expected in errors
     assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("variable", ["WHISPER_MODEL", "WHISPER_JOBS"])
+async def test_a_group_given_as_a_value_is_named(variable: str) -> None:
+    status, errors = await outcome("serve", **{variable: "tiny"})
+    assert status == 2
+    assert "expected WHISPER_<GROUP>_<FIELD>" in errors
+    assert len(errors.splitlines()) == 1
+
+
+async def test_a_port_that_is_taken_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        status, errors = await outcome(
+            "serve", "--host", "127.0.0.1", "--port", port, WHISPER_MODEL_DIRECTORY=str(MODELS)
+        )
+    assert status == 2
+    assert len(errors.splitlines()) == 1
+    assert f"127.0.0.1 port {port}" in errors
+
+
+@pytest.mark.model
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+async def test_models_that_do_not_load_end_the_service() -> None:
+    status, errors = await outcome(
+        "serve", "--port", "0", WHISPER_MODEL_DIRECTORY=str(MODELS), WHISPER_MODEL_DEVICE="cuda"
+    )
+    assert status == 2
+    assert "not ready: device is cuda, expected a CUDA device" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.model
+async def test_a_second_signal_does_not_wait(speak: Speak) -> None:
+    arguments = ("serve", "--host", "127.0.0.1", "--port", "0")
+    variables = {"WHISPER_MODEL_DIRECTORY": str(MODELS), "WHISPER_SERVER_DRAIN_SECONDS": "600"}
+    audio = pcm(np.tile(speak("There is a small garden behind the old house."), 200))
+    async with command(*arguments, **variables) as process, aiohttp.ClientSession() as session:
+        url = await read_until(process, r"http://127.0.0.1:\d+")
+        await read_until(process, "ready after")
+
+        async def put() -> None:
+            with contextlib.suppress(aiohttp.ClientError):
+                await session.put(url + "/live/j/source", data=audio)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(put())
+            await read_until(process, "job j: started")
+            process.send_signal(signal.SIGTERM)
+            await read_until(process, "flushing")
+            process.send_signal(signal.SIGTERM)
+            _, errors = await process.communicate()
+        assert process.returncode == 0
+        assert b"SystemExit" not in errors
 
 
 @pytest.mark.model

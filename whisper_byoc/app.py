@@ -19,6 +19,7 @@ STATUSES: dict[type[errors.ServiceError], int] = {
     errors.UnknownJob: 404,
     errors.JobEnded: 409,
     errors.SourceBusy: 409,
+    errors.NoAudio: 408,
     errors.BodyTooLarge: 413,
     errors.UnsupportedAudio: 415,
     errors.Unavailable: 503,

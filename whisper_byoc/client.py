@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import aiohttp
 
-from whisper_byoc.errors import ServiceError
+from whisper_byoc.errors import ServiceError, first_of
 from whisper_byoc.transcript import Format
 
 _CONNECT_SECONDS = 10.0
@@ -74,7 +74,7 @@ class LiveClient:
                 sending = group.create_task(self.send(job_id, audio, content_type, **options))
                 group.create_task(self._receive(job_id, output, receive))
         except* ClientError as errors:
-            raise errors.exceptions[0] from None
+            raise first_of(errors) from None
         return sending.result()
 
     async def send(

@@ -16,11 +16,13 @@ ServiceError
 │   ├── JobEnded
 │   ├── SourceBusy
 │   ├── BodyTooLarge
+│   ├── NoAudio               a body began and its first byte never came
 │   └── UnsupportedAudio
 ├── Unavailable               the caller may try again later
 │   ├── NotReady
 │   ├── TooManyJobs
 │   └── Draining
+├── CutOff                    a job was ended before its words were flushed
 ├── SlowReader                a reader of output fell behind what is kept
 ├── ClientError               client.py: the server answered with an error or broke off
 └── DecodeError               inference failed on this request
@@ -166,6 +168,17 @@ class UnsupportedAudio(RequestError):
         return f"audio is {self.found}, expected {self.expected}"
 
 
+class NoAudio(RequestError):
+    code = "no_audio"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"body has had no byte for {self.seconds:g} s, expected audio or an empty body"
+
+
 class Unavailable(ServiceError):
     """Nothing is wrong with the request; `retry_after` says after how many seconds to try again."""
 
@@ -191,7 +204,7 @@ class TooManyJobs(Unavailable):
         self.running = running
 
     def __str__(self) -> str:
-        return f"{self.running} jobs are running, expected fewer than the limit"
+        return f"{self.running} jobs are running, which is the limit: expected one of them to end"
 
 
 class Draining(Unavailable):
@@ -199,6 +212,15 @@ class Draining(Unavailable):
 
     def __str__(self) -> str:
         return "the service is shutting down, expected no new jobs"
+
+
+class CutOff(ServiceError):
+    """The service could not wait any longer for this job."""
+
+    code = "cut_off"
+
+    def __str__(self) -> str:
+        return "the service has stopped before every word was final, expected a longer drain time"
 
 
 class SlowReader(ServiceError):
@@ -225,3 +247,9 @@ class DecodeError(ServiceError):
 
     def __str__(self) -> str:
         return f"decoding failed: {self.problem}"
+
+
+def first_of(group: BaseExceptionGroup[ServiceError]) -> ServiceError:
+    """The first error of a task group's group, however deep."""
+    first = group.exceptions[0]
+    return first_of(first) if isinstance(first, BaseExceptionGroup) else first

@@ -65,6 +65,8 @@ class EventLog:
                 seq = event.seq
                 if isinstance(event, End):
                     return
+            if self.ended and not self.after(seq):
+                return  # asked to begin behind the end
             if changed.is_set():
                 continue
             try:

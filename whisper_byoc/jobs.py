@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from whisper_byoc.audio import SAMPLE_RATE, AudioFormat, Pcm
+from whisper_byoc.audio import NATIVE, SAMPLE_RATE, AudioFormat, Pcm
 from whisper_byoc.decode import FRAME_SAMPLES, DecodeRequest, Task
 from whisper_byoc.errors import (
     BodyTooLarge,
+    CutOff,
     DecodeError,
     Draining,
     InvalidJobId,
@@ -25,6 +26,7 @@ from whisper_byoc.errors import (
     SourceBusy,
     TooManyJobs,
     UnknownJob,
+    first_of,
 )
 from whisper_byoc.eventlog import EventLog
 from whisper_byoc.inference.engine import Engine
@@ -114,6 +116,7 @@ class Job:
         self._ended_at: float | None = None
         self._reason: EndReason | None = None
         self._num_bytes = 0
+        self._counter: _BodyCounter | None = None
         self._num_words = 0
         self._decode_seconds = 0.0
         self._logger = JobLog(logger, {"job": job_id})
@@ -154,7 +157,7 @@ class Job:
             "reason": self._reason,
             "error": None if self._failure is None else self._failure.code,
             "language": self.options.language,
-            "bytes": self._num_bytes,
+            "bytes": self._num_bytes + (self._counter.num_bytes if self._counter else 0),
             "audio_seconds": round(self.audio_seconds, 3),
             "lag_seconds": round(self.lag_seconds, 3),
             "words": self._num_words,
@@ -183,7 +186,7 @@ class Job:
         """
         self.check_receives()
         self._receiving = True
-        counter = _BodyCounter(self._settings.max_body_bytes)
+        counter = self._counter = _BodyCounter(self._settings.max_body_bytes)
         try:
             await self._receive(counter.count(chunks), audio_format)
             if counter.too_large is not None:
@@ -195,6 +198,7 @@ class Job:
         finally:
             self._receiving = False
             self._num_bytes += counter.num_bytes
+            self._counter = None
         if self._stop_reason is not None:
             await self._end_input(self._stop_reason)
         elif final:
@@ -221,7 +225,7 @@ class Job:
                 await self._transcribe()
                 watch.cancel()
         except asyncio.CancelledError:
-            self._abandon(Draining(_RETRY_AFTER_SECONDS))
+            self._abandon(CutOff())
             raise
         except Exception as error:  # one job's fault must not reach the others
             self._logger.exception("failed")
@@ -232,30 +236,37 @@ class Job:
     async def _receive(
         self, chunks: AsyncIterator[bytes], audio_format: AudioFormat | None
     ) -> None:
-        declared = audio_format or self._raw_format
-        async with open_source(declared, carry=self._carry) as source:
+        # What goes on in the middle of a sound has no head to tell its format by, so labelled raw
+        # audio keeps its label; a divided sample goes on only in the same format.
+        declared = audio_format
+        if audio_format is None and self._raw_format != NATIVE:
+            declared = self._raw_format
+        carry = self._carry if (declared or NATIVE) == self._raw_format else b""
+        async with open_source(declared, carry=carry) as source:
 
             async def pump() -> None:
-                """Cancelled by `stop`: what has come so far is still decoded."""
-                try:
-                    async for chunk in chunks:
-                        self.keep_alive()
-                        await source.send(chunk)
-                finally:
-                    await source.send_eof()
+                async for chunk in chunks:
+                    self.keep_alive()
+                    await source.send(chunk)
+
+            async def finish(pumping: asyncio.Task[None]) -> None:
+                """Apart from `pump`, which `stop` may cancel before its first step: what has come
+                so far is decoded in any case."""
+                await asyncio.wait({pumping})
+                await source.send_eof()
 
             try:
                 async with asyncio.TaskGroup() as group:
                     self._pump = group.create_task(pump())
+                    group.create_task(finish(self._pump))
                     async for samples in source:
                         await self._take(samples)
             except* ServiceError as errors:
-                raise errors.exceptions[0] from None
+                raise first_of(errors) from None
             finally:
                 self._pump = None
             self._carry = source.carry
             if isinstance(source.format, Pcm):
-                # What goes on in the middle of a sound has no head to tell its format by.
                 self._raw_format = source.format
 
     async def _take(self, samples: NDArray[np.float32]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from enum import StrEnum
 
-from whisper_byoc.errors import NotReady, ServiceError
+from whisper_byoc.errors import NotReady, ServiceError, first_of
 from whisper_byoc.inference.engine import Engine, open_engine
 from whisper_byoc.inference.voice import open_voice_activity
 from whisper_byoc.jobs import Jobs, Services
@@ -106,9 +106,9 @@ class Service:
                 self._log_ready(engine, time.monotonic() - began)
                 self._settled.set()
                 await self._closing.wait()
-        except ServiceError as error:
-            logger.error("not ready: %s", error)
-            self.failure = error
+        except* ServiceError as errors:
+            self.failure = first_of(errors)
+            logger.error("not ready: %s", self.failure)
             self._settled.set()
 
     def _log_ready(self, engine: Engine, seconds: float) -> None:

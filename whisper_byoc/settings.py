@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from whisper_byoc.errors import ConfigurationError
 
@@ -144,6 +144,10 @@ def read_settings(**overrides: Any) -> Settings:
     """Settings from the environment. Raises ConfigurationError naming the variable."""
     try:
         return Settings(**overrides)
+    except SettingsError as error:
+        raise ConfigurationError(
+            f"the environment cannot be read: {error}, expected WHISPER_<GROUP>_<FIELD>"
+        ) from error
     except ValidationError as error:
         problems = (
             f"WHISPER_{'_'.join(map(str, item['loc'])).upper()} is {item['input']!r}:"

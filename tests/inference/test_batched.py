@@ -156,6 +156,20 @@ def test_prompts_of_different_lengths_go_together(
         assert answer.text.endswith("journey.")
 
 
+@pytest.mark.parametrize(
+    "prompt", ["<|endoftext|>", "🎉" * 1000, "\0"], ids=["special", "emoji", "nul"]
+)
+def test_a_prompt_of_any_text_does_no_harm(
+    fast: BatchedModel,
+    reference: ReferenceModel,
+    clips: list[NDArray[np.float32]],
+    prompt: str,
+) -> None:
+    decoded(fast, request(clips[1], prompt=prompt))
+    if len(prompt) < 100:
+        decoded(reference, request(clips[1], prompt=prompt))
+
+
 def test_times_can_be_left_out(fast: BatchedModel, clips: list[NDArray[np.float32]]) -> None:
     (answer,) = decoded(fast, request(clips[0], word_times=False))
     assert answer.words == ()

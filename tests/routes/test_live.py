@@ -1,8 +1,10 @@
 """Door 1 over a real socket, with real voice activity and scripted words."""
 
 import asyncio
+import io
 import json
 import socket
+import wave
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +18,7 @@ from tests.conftest import MODELS, Speak, pcm, serve_app
 from tests.scripted import ScriptedModel, scripted_engine, spoken, whole_seconds
 from whisper_byoc.decode import DecodeRequest, Hypothesis
 from whisper_byoc.errors import DecodeError
+from whisper_byoc.jobs import JobOptions
 from whisper_byoc.service import Service
 from whisper_byoc.settings import JobSettings, ModelSettings, Settings
 from whisper_byoc.transcript import EndReason
@@ -336,6 +339,57 @@ async def test_a_client_that_vanishes_leaves_its_words_and_no_job_running(
     assert door.service.jobs.num_running == 0
 
 
+async def test_a_stop_before_the_body_has_begun_ends_the_job(
+    door: Door, sentence: NDArray[np.float32]
+) -> None:
+    """The task that reads the body is cancelled before its first step."""
+    job = door.service.jobs.open("j", JobOptions())
+
+    async def body() -> AsyncIterator[bytes]:
+        yield pcm(sentence)
+
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        group.create_task(job.receive_body(body(), None, final=True))
+        group.create_task(job.stop(EndReason.STOPPED))
+    assert job.state == "ended"
+    assert door.service.jobs.num_running == 0
+
+
+@pytest.mark.parametrize(
+    "request_text",
+    [
+        "Content-Length: 9999\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+    ids=["no byte of its body", "a chunk header that is none"],
+)
+async def test_a_client_that_vanishes_before_its_first_byte_leaves_nothing(
+    door: Door, request_text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, port = urlsplit(door.url).netloc.split(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(b"PUT /live/j/source HTTP/1.1\r\nHost: x\r\n" + request_text.encode())
+    assert (await door.ask("GET", "/health"))[1] == {"status": "IDLE"}
+    assert door.service.jobs.find("j") is None
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_body_whose_first_byte_never_comes_is_let_go() -> None:
+    async with open_door(idle_seconds=0.1) as door:
+        held = asyncio.Event()
+
+        async def body() -> AsyncIterator[bytes]:
+            await held.wait()
+            yield b""
+
+        host, port = urlsplit(door.url).netloc.split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"PUT /live/j/source HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        assert b" 408 " in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_a_reader_that_vanishes_harms_nothing(
     door: Door, sentence: NDArray[np.float32]
 ) -> None:
@@ -442,6 +496,50 @@ async def test_a_sampling_rate_that_is_no_number_is_named(door: Door) -> None:
     status, document = await door.put("j", b"\0\0", Content_Type="audio/pcm;rate=nine")
     assert status == 400
     assert "rate is 'nine', expected a whole number" in document["error"]["message"]
+
+
+async def test_a_compressed_body_is_refused(door: Door) -> None:
+    status, document = await door.put("j", b"\x1f\x8b" * 50, Content_Encoding="gzip")
+    assert status == 415
+    assert "Content-Encoding 'gzip'" in document["error"]["message"]
+
+
+@pytest.mark.parametrize("position", ["99999999", "9" * 5000, "-1", "1.5", "x", "¹"])
+async def test_any_position_to_go_on_from_gives_an_answer(
+    door: Door, sentence: NDArray[np.float32], position: str
+) -> None:
+    await door.put("j", pcm(sentence))
+    await door.events("j")
+    status, text, _ = await door.ask(
+        "GET", "/live/j/output", Accept="text/event-stream", Last_Event_ID=position
+    )
+    assert status == 200
+    assert text == "" if position == "99999999" else text.endswith("[DONE]\n\n")
+
+
+async def test_a_further_body_may_be_of_another_kind(
+    door: Door, sentence: NDArray[np.float32]
+) -> None:
+    audio = pcm(sentence)
+    await door.put("j", audio + b"\1", "?final=false", Content_Type="application/octet-stream")
+    await door.put("j", wav(audio), "?final=false", Content_Type="application/octet-stream")
+    stereo = np.repeat(np.frombuffer(audio, "<i2"), 2).tobytes()
+    await door.put("j", stereo + b"\1\2\3", "?final=false", Content_Type="audio/pcm;channels=2")
+    _, document = await door.put("j", audio)
+    assert document["audio_seconds"] == pytest.approx(4 * len(sentence) / 16_000, abs=0.02)
+    await door.events("j")
+    last = door.model.requests[-1].samples[-8000:]
+    assert np.allclose(last, np.frombuffer(audio, "<i2")[-8000:] / 32768, atol=1e-4)
+
+
+def wav(audio: bytes) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(16_000)
+        writer.writeframes(audio)
+    return file.getvalue()
 
 
 async def test_an_unknown_format_is_named(door: Door) -> None:

@@ -4,7 +4,7 @@ import base64
 import gzip
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -126,7 +126,8 @@ class BatchedModel:
         if attempt.believable:
             return attempt
         attempts = [attempt]
-        padded = self._encode(attempt.request, full_padding=True)
+        # A prompt is dropped: what loops often took its beginning from there.
+        padded = self._encode(replace(attempt.request, prompt=None), full_padding=True)
         generator = torch.Generator(self.device).manual_seed(0)  # the same audio, the same words
         for temperature in TEMPERATURES:
             attempt = _Attempt(
@@ -196,7 +197,9 @@ class BatchedModel:
         if not prompt:
             return ()
         kept = self._network.dims.n_text_ctx // 2 - 1
-        return tokenizer.sot_prev, *tokenizer.encode(" " + prompt.strip())[-kept:]
+        # The names of special tokens are text here, as any other.
+        tokens = tokenizer.encode(" " + prompt.strip(), disallowed_special=())
+        return tokenizer.sot_prev, *tokens[-kept:]
 
     def _tokenizer(self, language: str, task: str) -> Tokenizer:
         return get_tokenizer(

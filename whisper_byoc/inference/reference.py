@@ -100,10 +100,18 @@ class ReferenceModel:
             task=request.task.value,
             language=request.language if self._model.is_multilingual else "en",
             temperature=temperature,
-            prompt=request.prompt,
+            prompt=self._prompt(request.prompt),
             without_timestamps=True,
             fp16=self.device != "cpu",
         )
+
+    def _prompt(self, prompt: str | None) -> list[int] | None:
+        """As tokens, for in text whisper would refuse the names of special ones."""
+        if not prompt:
+            return None
+        tokenizer = get_tokenizer(self._model.is_multilingual)
+        tokens: list[int] = tokenizer.encode(" " + prompt.strip(), disallowed_special=())
+        return tokens
 
     def _words(
         self, mel: torch.Tensor, result: DecodingResult, request: DecodeRequest

@@ -1,6 +1,7 @@
 """Door 1: `PUT /live/{job_id}/source` takes audio, `GET /live/{job_id}/output` gives text."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
@@ -10,7 +11,16 @@ from starlette.routing import Route
 
 from whisper_byoc.audio import format_of_content_type
 from whisper_byoc.decode import Task
-from whisper_byoc.errors import BodyTooLarge, InvalidOption, ServiceError, SlowReader, UnknownModel
+from whisper_byoc.errors import (
+    BodyTooLarge,
+    InvalidOption,
+    NoAudio,
+    ServiceError,
+    SlowReader,
+    UnknownModel,
+    UnsupportedAudio,
+    first_of,
+)
 from whisper_byoc.eventlog import EventLog
 from whisper_byoc.jobs import Job, JobOptions, check_job_id
 from whisper_byoc.service import Service
@@ -28,12 +38,19 @@ async def put_source(request: Request) -> Response:
     final = _boolean(request, "final")
     options = _options(request, service)
     audio_format = format_of_content_type(request.headers.get("Content-Type"))
+    _check_encoding(request)
     _check_length(request, service.settings.jobs.max_body_bytes)
     job = service.jobs.find(job_id)
     if job is not None:
         job.check_receives()
     chunks = _chunks(request)
-    first = await anext(chunks, b"")
+    try:
+        async with asyncio.timeout(service.settings.jobs.idle_seconds):
+            first = await anext(chunks, b"")
+    except ConnectionError:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    except TimeoutError:
+        raise NoAudio(service.settings.jobs.idle_seconds) from None
     if first:
         job = service.jobs.open(job_id, options)
         num_bytes = await job.receive_body(
@@ -52,7 +69,7 @@ async def put_source(request: Request) -> Response:
             "audio_seconds": round(job.audio_seconds, 3) if job else 0.0,
             "state": job.state if job else None,
         },
-        headers=_model_header(service),
+        headers=_model_header(service, job),
     )
 
 
@@ -71,14 +88,15 @@ async def get_output(request: Request) -> Response:
             "Content-Type": CONTENT_TYPES[chosen],
             "Cache-Control": "no-store",
             "X-Accel-Buffering": "no",
-            **_model_header(service),
+            **_model_header(service, job),
         },
     )
 
 
 async def get_job(request: Request) -> Response:
     service, job_id = _checked(request)
-    return JSONResponse(service.jobs.get(job_id).document(), headers=_model_header(service))
+    job = service.jobs.get(job_id)
+    return JSONResponse(job.document(), headers=_model_header(service, job))
 
 
 async def delete_job(request: Request) -> Response:
@@ -86,7 +104,8 @@ async def delete_job(request: Request) -> Response:
     service, job_id = _checked(request)
     job = await service.jobs.delete(job_id)
     forgotten = service.jobs.find(job_id) is None
-    return JSONResponse({**job.document(), "forgotten": forgotten}, headers=_model_header(service))
+    document = {**job.document(), "forgotten": forgotten}
+    return JSONResponse(document, headers=_model_header(service, job))
 
 
 async def _written(
@@ -121,7 +140,7 @@ async def _while_connected(request: Request, waiting: Coroutine[Any, Any, Job]) 
             await asyncio.wait({searching})
             watching.cancel()
     except* ServiceError as errors:
-        raise errors.exceptions[0] from None
+        raise first_of(errors) from None
     return None if searching.cancelled() else searching.result()
 
 
@@ -153,8 +172,11 @@ def _checked(request: Request) -> tuple[Service, str]:
     return service, job_id
 
 
-def _model_header(service: Service) -> dict[str, str]:
-    return {MODEL_HEADER: next(iter(service.engine.models))}
+def _model_header(service: Service, job: Job | None = None) -> dict[str, str]:
+    """The weights that the job's language picks; the default ones where there is no job."""
+    if job is None:
+        return {MODEL_HEADER: next(iter(service.engine.models))}
+    return {MODEL_HEADER: service.engine.model_for(job.options.language).name}
 
 
 def _options(request: Request, service: Service) -> JobOptions:
@@ -176,7 +198,7 @@ def _options(request: Request, service: Service) -> JobOptions:
 
 def _task(value: str | None) -> Task:
     try:
-        return Task(value or Task.TRANSCRIBE)
+        return Task(Task.TRANSCRIBE if value is None else value)
     except ValueError:
         raise InvalidOption("task", value or "", "one of " + ", ".join(Task)) from None
 
@@ -190,6 +212,12 @@ def _boolean(request: Request, name: str) -> bool | None:
     raise InvalidOption(name, value, "true or false")
 
 
+def _check_encoding(request: Request) -> None:
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedAudio(f"sent with Content-Encoding {encoding[:40]!r}", "none")
+
+
 def _check_length(request: Request, limit: int) -> None:
     length = request.headers.get("Content-Length", "")
     if length.isdecimal() and int(length) > limit:
@@ -199,7 +227,7 @@ def _check_length(request: Request, limit: int) -> None:
 def _last_event_id(request: Request) -> int:
     """Where a server-sent event stream that was cut off goes on."""
     value = request.headers.get("Last-Event-ID", "")
-    return int(value) if value.isdecimal() else -1
+    return int(value) if re.fullmatch(r"[0-9]{1,18}", value) else -1
 
 
 # The converter takes slashes too, so that `..%2f` in a job id is refused by its name, not as a
