@@ -53,7 +53,7 @@ bench: bake  ## word error rate and speed against the peers
 	$(BIN)/python scripts/benchmark.py offline --manifest $(SPEECH)/manifest.tsv --filter en/librispeech/ --peers openai,faster-whisper
 
 image:  ## the container image
-	docker build --file Dockerfile.whisper --tag $(IMAGE) .
+	docker build --file Dockerfile.whisper --build-arg MODELS="$(MODELS)" --tag $(IMAGE) .
 
 readme: install  ## write the settings table into the README
 	$(BIN)/python -m whisper_byoc.settings README.md

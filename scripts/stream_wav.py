@@ -83,7 +83,7 @@ def main(
                 with opened(name) as file:
                     asyncio.run(stream(file, url, Format(output), language, piece_ms, progress))
             except (ClientError, UnsupportedAudio, OSError) as error:
-                progress.console.print(f"stream_wav: {name}: {error}", markup=False)
+                click.echo(f"stream_wav: {name}: {error}", err=True)
                 failed += 1
     sys.exit(1 if failed else 0)
 

@@ -13,8 +13,8 @@ import uvicorn
 from hibari import Hibari
 from numpy.typing import NDArray
 
-from whisper_byoc.__main__ import Server
 from whisper_byoc.app import build_app
+from whisper_byoc.cli import Server
 from whisper_byoc.service import OpenEngine, Service
 from whisper_byoc.settings import ModelSettings, Settings
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -116,6 +117,20 @@ async def test_models_that_do_not_load_end_the_service() -> None:
     assert "Traceback" not in errors
 
 
+async def test_a_signal_while_starting_ends_the_start() -> None:
+    """The first process of a container would lose it for want of a default action."""
+    async with asyncio.timeout(TIMEOUT):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-X", "importtime", "-m", "whisper_byoc", "serve", stderr=PIPE
+        )
+        assert process.stderr is not None
+        while b"whisper_byoc.errors" not in await process.stderr.readline():
+            pass  # the first of our own modules: the heavy ones come behind it
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
+    assert process.returncode == 0
+
+
 @pytest.mark.model
 async def test_a_second_signal_does_not_wait(speak: Speak) -> None:
     arguments = ("serve", "--host", "127.0.0.1", "--port", "0")
@@ -127,7 +142,8 @@ async def test_a_second_signal_does_not_wait(speak: Speak) -> None:
 
         async def put() -> None:
             with contextlib.suppress(aiohttp.ClientError):
-                await session.put(url + "/live/j/source", data=audio)
+                async with session.put(url + "/live/j/source", data=io.BytesIO(audio)) as answer:
+                    await answer.read()
 
         async with asyncio.TaskGroup() as group:
             group.create_task(put())

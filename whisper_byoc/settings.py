@@ -70,7 +70,7 @@ class ModelSettings(Group):
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
-            return tuple(name.strip() for name in value.split(",") if name.strip())
+            return tuple(value.replace(",", " ").split())
         return value
 
 

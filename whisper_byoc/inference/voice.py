@@ -3,17 +3,21 @@
 The model and how it is fed: https://github.com/snakers4/silero-vad
 """
 
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from whisper_byoc.decode import FRAME_SAMPLES
 from whisper_byoc.inference.worker import BatchThread
+
+# Its Linux wheels report to their maker since 1.29, unless told not to before the import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as ort
 
 CONTEXT_SAMPLES = 64
 MAX_BATCH = 32

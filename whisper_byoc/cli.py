@@ -1,0 +1,125 @@
+"""`whisper-byoc serve`: runs the service until it is told to stop."""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import uvicorn
+
+from whisper_byoc.app import build_app
+from whisper_byoc.errors import ConfigurationError, ServiceError
+from whisper_byoc.inference.weights import find_weights
+from whisper_byoc.service import VERSION, Service
+from whisper_byoc.settings import ServerSettings, read_settings
+
+EXIT_FAILED = 1
+EXIT_MISCONFIGURED = 2
+_CLOSE_SECONDS = 5
+"""s that connections get to end by themselves after the jobs are flushed."""
+
+_BACKLOG = 2048
+
+logger = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its own signal handling: `serve` decides what a signal means."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@click.group()
+@click.version_option(VERSION)
+def cli() -> None:
+    """Live audio in, text out."""
+
+
+@cli.command()
+@click.option("--host", help="Address to listen on (WHISPER_SERVER_HOST).")
+@click.option("--port", type=int, help="Port to listen on (WHISPER_SERVER_PORT).")
+def serve(host: str | None, port: int | None) -> None:
+    """Serve until SIGTERM or SIGINT; settings come from WHISPER_* in the environment."""
+    try:
+        settings = read_settings()
+        given = {"host": host, "port": port}
+        server = settings.server.model_dump() | {k: v for k, v in given.items() if v is not None}
+        settings = read_settings(server=server)
+        for name in settings.model.names:
+            find_weights(settings.model.directory, name)
+    except ServiceError as error:
+        click.echo(f"whisper-byoc: {error}", err=True)
+        sys.exit(EXIT_MISCONFIGURED)
+    logging.basicConfig(
+        level=settings.server.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        listener = listen(settings.server)
+    except OSError as error:
+        address = f"{settings.server.host} port {settings.server.port}"
+        click.echo(f"whisper-byoc: cannot listen on {address}: {error.strerror}", err=True)
+        sys.exit(EXIT_MISCONFIGURED)
+    service = Service(settings)
+    config = uvicorn.Config(
+        build_app(service),
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_CLOSE_SECONDS,
+    )
+    with listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        sys.exit(runner.run(_serve(service, Server(config), listener)))
+
+
+def listen(settings: ServerSettings) -> socket.socket:
+    """A listening socket, before anything is loaded. Raises OSError."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    address = (settings.host, settings.port)
+    return socket.create_server(address, family=family, backlog=_BACKLOG)
+
+
+async def _serve(service: Service, server: Server, listener: socket.socket) -> int:
+    """Serve; on the first signal accept no more, flush the jobs, close the connections, return.
+
+    A second signal does not wait for the flush.
+    """
+    signals: asyncio.Queue[int] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    host, port = listener.getsockname()[:2]
+    logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    async with asyncio.TaskGroup() as group:
+        stopping = group.create_task(_stop_when_told(service, server, signals))
+        await server.serve([listener])
+        stopping.cancel()
+    if service.failure is None:
+        return 0
+    misconfigured = isinstance(service.failure, ConfigurationError)
+    return EXIT_MISCONFIGURED if misconfigured else EXIT_FAILED
+
+
+async def _stop_when_told(service: Service, server: Server, signals: asyncio.Queue[int]) -> None:
+    async with asyncio.TaskGroup() as group:
+        settled = group.create_task(service.settled())
+        told = group.create_task(signals.get())
+        waiting: list[asyncio.Task[Any]] = [settled, told]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if service.failure is None:
+            await told
+            logger.info("stopping: flushing jobs")
+            waiting = [group.create_task(service.drain()), group.create_task(signals.get())]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if waiting[1].done():
+                logger.warning("told again: not waiting for the jobs")
+                server.config.timeout_graceful_shutdown = 0
+        server.should_exit = True
+        for task in (settled, *waiting):
+            task.cancel()
