@@ -191,6 +191,8 @@ class Job:
             await self._receive(counter.count(chunks), audio_format)
             if counter.too_large is not None:
                 raise counter.too_large
+            if self._failure is not None:
+                raise self._failure
         except ServiceError as error:
             await self._fail(error)
             await self._done.wait()
@@ -298,7 +300,10 @@ class Job:
         self._input_ended = True
         tail, self._pending = self._pending, self._pending[:0]
         if len(tail) and not self._transcriber.ended:
-            await self._hear(tail, np.pad(tail, (0, FRAME_SAMPLES - len(tail))))
+            try:
+                await self._hear(tail, np.pad(tail, (0, FRAME_SAMPLES - len(tail))))
+            except DecodeError as error:  # whoever ends the input waits for the end of the job
+                self._abandon(error)
         if failure is None:
             self._transcriber.receive_end(reason)
         else:
@@ -376,6 +381,8 @@ class Job:
 
     def _finish(self) -> None:
         self._ended_at = self._loop.time()
+        if self._pump is not None:
+            self._pump.cancel()  # nobody hears what is still to come
         self._decoded.set()
         self._done.set()
         self._services.metrics.count_job_ended(self._reason or EndReason.ERROR)

@@ -565,6 +565,21 @@ async def test_a_failed_decode_ends_its_job_and_no_other(sentence: NDArray[np.fl
         assert events[-1]["reason"] == "error"
 
 
+async def test_a_sender_is_told_at_once_that_its_job_has_failed(
+    sentence: NDArray[np.float32],
+) -> None:
+    held = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield pcm(np.concatenate([sentence, silence(1.5)]))
+        await held.wait()
+
+    async with open_door(model=ScriptedModel(lambda _: DecodeError("no memory"))) as door:
+        status, document = await door.put("j", body())
+        assert (status, document["error"]["code"]) == (500, "decode_failed")
+        held.set()
+
+
 async def test_a_slow_engine_holds_the_sender_and_nothing_is_lost(
     sentence: NDArray[np.float32],
 ) -> None:
