@@ -152,7 +152,9 @@ def arguments_of(process: int) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        pytest.param(["--peers", "openai,kaldi"], "'kaldi', expected some of openai", id="peer"),
+        pytest.param(
+            ["--peers", "openai,kaldi"], "'kaldi', expected some of reference, openai", id="peer"
+        ),
         pytest.param(["--filter", "fr/"], "'fr/' matches none of 2 files", id="filter"),
         pytest.param(["--manifest", "none.tsv"], "cannot read none.tsv: No such", id="manifest"),
     ],
