@@ -111,6 +111,7 @@ async def stream(
     job_id = f"stream-wav-{uuid.uuid4().hex[:12]}"
     options = {"language": language} if language else {}
     audio = counted(read(file), progress, bar)
+    failure: BaseException | None = None
     try:
         async with LiveClient(url) as client, open_source() as source, asyncio.TaskGroup() as group:
             content_type = None
@@ -124,9 +125,11 @@ async def stream(
             with contextlib.suppress(ClientError):
                 await client.delete(job_id)
     except* (ClientError, UnsupportedAudio, OSError) as errors:
-        raise errors.exceptions[0] from None
+        failure = errors.exceptions[0]
     finally:
         progress.remove_task(bar)
+    if failure is not None:  # Python before 3.11.4 would wrap what an except* block raises
+        raise failure
 
 
 def show(text: str) -> None:

@@ -69,12 +69,15 @@ class LiveClient:
         first bytes. options: query parameters of the source, such as `language`.
         Raises ClientError.
         """
+        failure: ServiceError | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 sending = group.create_task(self.send(job_id, audio, content_type, **options))
                 group.create_task(self._receive(job_id, output, receive))
         except* ClientError as errors:
-            raise first_of(errors) from None
+            failure = first_of(errors)
+        if failure is not None:  # Python before 3.11.4 would wrap what an except* block raises
+            raise failure
         return sending.result()
 
     async def send(

@@ -257,6 +257,7 @@ class Job:
                 await asyncio.wait({pumping})
                 await source.send_eof()
 
+            failure: ServiceError | None = None
             try:
                 async with asyncio.TaskGroup() as group:
                     self._pump = group.create_task(pump())
@@ -264,9 +265,11 @@ class Job:
                     async for samples in source:
                         await self._take(samples)
             except* ServiceError as errors:
-                raise first_of(errors) from None
+                failure = first_of(errors)
             finally:
                 self._pump = None
+            if failure is not None:  # Python before 3.11.4 would wrap what an except* block raises
+                raise failure
             self._carry = source.carry
             if isinstance(source.format, Pcm):
                 self._raw_format = source.format

@@ -96,12 +96,14 @@ async def test_a_file_that_fails_does_not_stop_the_others(
     assert (status, output) == (1, SENTENCE + "\n")
     assert "page.wav" in errors
     assert "HTTP 415" in errors
+    assert "Traceback" not in errors
 
 
 async def test_a_service_that_is_not_there_is_named(clip: Path) -> None:
     status, output, errors = await script(str(clip), "--url", "http://127.0.0.1:9")
     assert (status, output) == (1, "")
     assert "http://127.0.0.1:9" in errors
+    assert "Traceback" not in errors
 
 
 async def test_an_empty_file_is_an_error(url: str, tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ async def _while_connected(request: Request, waiting: Coroutine[Any, Any, Job]) 
             pass
         waiter.cancel()
 
+    failure: ServiceError | None = None
     try:
         async with asyncio.TaskGroup() as group:
             searching = group.create_task(waiting)
@@ -140,7 +141,9 @@ async def _while_connected(request: Request, waiting: Coroutine[Any, Any, Job]) 
             await asyncio.wait({searching})
             watching.cancel()
     except* ServiceError as errors:
-        raise first_of(errors) from None
+        failure = first_of(errors)
+    if failure is not None:  # Python before 3.11.4 would wrap what an except* block raises
+        raise failure
     return None if searching.cancelled() else searching.result()
 
 
