@@ -19,7 +19,7 @@ from whisper_byoc.settings import ModelSettings, Settings
 from whisper_byoc.transcript import Format
 
 pytestmark = [pytest.mark.anyio, pytest.mark.model]
-TIMEOUT = 240
+TIMEOUT = 400
 SENTENCES = (
     "The train to the harbour leaves early in the morning.",
     "Please keep your ticket until the end of the journey.",

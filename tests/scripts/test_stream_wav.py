@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY, Speak, pcm, serve_app
 from whisper_byoc.media import find_ffmpeg
 
 pytestmark = [pytest.mark.anyio, pytest.mark.model]
-TIMEOUT = 120
+TIMEOUT = 300
 SENTENCE = "Please keep your ticket until the end of the journey."
 KINDS = {
     "wav": ["-f", "wav"],
