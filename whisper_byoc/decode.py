@@ -31,7 +31,8 @@ class DecodeRequest:
     deadline: event-loop time in seconds by which the answer is wanted; earlier goes first.
     language: Whisper's code, or None to detect it (multilingual weights only).
     prompt: text that the decoder is told came before, or None.
-    word_times: whether `Hypothesis.words` is wanted, which costs a pass more.
+    word_times: whether `Hypothesis.words` is wanted.
+    draft: what the text may begin with, say the last hypothesis: changes the cost, not the words.
     """
 
     samples: NDArray[np.float32]
@@ -40,6 +41,7 @@ class DecodeRequest:
     task: Task = Task.TRANSCRIBE
     prompt: str | None = None
     word_times: bool = True
+    draft: str = ""
 
 
 @dataclass(frozen=True, slots=True)

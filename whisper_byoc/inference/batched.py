@@ -5,8 +5,8 @@ import gzip
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,9 @@ from whisper_byoc.audio import SAMPLE_RATE
 from whisper_byoc.decode import DecodeRequest, Hypothesis
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.alignment import token_times
-from whisper_byoc.inference.decoding import Decoded, Rules, Window, decode_batch
-from whisper_byoc.inference.network import Dimensions, Network
-from whisper_byoc.inference.precision import Branch, choose_branch
+from whisper_byoc.inference.decoding import Decode, Decoded, Rules, Window, decode_all
+from whisper_byoc.inference.network import MAX_FRAMES, Ask, Dimensions, Feed
+from whisper_byoc.inference.precision import Branch, choose_branch, open_network
 from whisper_byoc.inference.reference import (
     APPENDED,
     MAX_NO_SPEECH_PROBABILITY,
@@ -36,8 +36,6 @@ from whisper_byoc.loops import is_loop
 from whisper_byoc.transcript import Word
 
 FRAMES_PER_SECOND = 50
-MAX_FRAMES = 1500
-"""30 s: Whisper's positional table."""
 BUCKET_FRAMES = FRAMES_PER_SECOND
 """Windows are rounded up to 1 s, so that kernels made for a length are used again."""
 TAIL_STRIDE = 16
@@ -96,14 +94,16 @@ class BatchedModel:
         self.branch = branch or choose_branch(device)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         dims = Dimensions(**checkpoint["dims"])
-        self._network = Network(dims, checkpoint["model_state_dict"], self.branch, device)
         self._full_padding = full_padding
         self._multilingual = dims.n_vocab >= _MULTILINGUAL_VOCABULARY
         self._num_languages = dims.n_vocab - 51765 - self._multilingual
         self.languages = frozenset(LANGUAGES if self._multilingual else ["en"])
         self._heads = _alignment_heads(name, dims)
-        self._rules = Rules(self._tokenizer("en", "transcribe"), dims.n_vocab, device)
-        self._tails: dict[int, Tensor] = {}
+        self._network = open_network(
+            self.branch, dims, checkpoint["model_state_dict"], device, self._heads, self.max_batch
+        )
+        self._rules = Rules(self._tokenizer("en", "transcribe"), dims.n_vocab, self._network)
+        self._tails: dict[int, Any] = {}
 
     def decode(self, requests: Sequence[DecodeRequest]) -> list[Hypothesis | DecodeError]:
         try:
@@ -116,42 +116,56 @@ class BatchedModel:
     @torch.inference_mode()
     def _decode(self, requests: Sequence[DecodeRequest]) -> list[Hypothesis]:
         attempts = [self._encode(request, self._full_padding) for request in requests]
-        order = sorted(range(len(attempts)), key=lambda index: len(attempts[index].window.prefix))
-        for _, indices in groupby(order, lambda index: len(attempts[index].window.prefix)):
-            self._fill([attempts[index] for index in indices])
-        return [self._hypothesis(self._climb(attempt)) for attempt in attempts]
+        self._fill(attempts)
+        return [self._hypothesis(attempt) for attempt in self._climb(attempts)]
 
-    def _climb(self, attempt: _Attempt) -> _Attempt:
+    def _climb(self, first: list[_Attempt]) -> list[_Attempt]:
         """The ladder: padded to 30 s, then Whisper's temperatures; the best when none will do."""
-        if attempt.believable:
-            return attempt
-        attempts = [attempt]
+        best = list(first)
+        open_places = [place for place, attempt in enumerate(first) if not attempt.believable]
+        tried = {place: [first[place]] for place in open_places}
         # A prompt is dropped: what loops often took its beginning from there.
-        padded = self._encode(replace(attempt.request, prompt=None), full_padding=True)
-        generator = torch.Generator(self.device).manual_seed(0)  # the same audio, the same words
-        for temperature in TEMPERATURES:
-            attempt = _Attempt(
-                padded.request, padded.tokenizer, padded.window, Decoded(), temperature
+        padded = {
+            place: self._encode(
+                replace(first[place].request, prompt=None, draft=""), full_padding=True
             )
-            self._fill([attempt], generator)
-            if attempt.believable:
-                return attempt
-            attempts.append(attempt)
-        straight = [attempt for attempt in attempts if not attempt.loops]
-        return max(straight, key=lambda it: it.decoded.avg_logprob, default=attempts[0])
+            for place in open_places
+        }
+        for temperature in TEMPERATURES:
+            rung = [
+                replace(padded[place], decoded=Decoded(), temperature=temperature)
+                for place in open_places
+            ]
+            self._fill(rung)
+            for place, attempt in zip(open_places, rung, strict=True):
+                tried[place].append(attempt)
+                if attempt.believable:
+                    best[place] = attempt
+                    del tried[place]
+            open_places = list(tried)
+            if not open_places:
+                break
+        for place, attempts in tried.items():
+            straight = [attempt for attempt in attempts if not attempt.loops]
+            best[place] = max(straight, key=lambda it: it.decoded.avg_logprob, default=attempts[0])
+        return best
 
-    def _fill(self, attempts: Sequence[_Attempt], generator: torch.Generator | None = None) -> None:
-        """Decode attempts of one prefix length and one temperature together."""
-        decoded = decode_batch(
-            self._network,
-            [attempt.window for attempt in attempts],
-            self._rules,
-            temperature=attempts[0].temperature,
-            alignment_heads=self._heads,
-            generator=generator,
-        )
-        for attempt, result in zip(attempts, decoded, strict=True):
-            attempt.decoded = result
+    def _fill(self, attempts: Sequence[_Attempt]) -> None:
+        """Decode them together; those at temperature 0 greedily."""
+        decodes = []
+        for attempt in attempts:
+            generator = None
+            if attempt.temperature:
+                generator = torch.Generator().manual_seed(0)  # the same audio, the same words
+            keep = attempt.request.word_times
+            decodes.append(
+                Decode(
+                    self._network, attempt.window, self._rules, attempt.temperature, generator, keep
+                )
+            )
+        decode_all(self._network, decodes)
+        for attempt, decode in zip(attempts, decodes, strict=True):
+            attempt.decoded = decode.result
 
     def _encode(self, request: DecodeRequest, full_padding: bool) -> _Attempt:
         seconds = len(request.samples) / SAMPLE_RATE
@@ -160,38 +174,39 @@ class BatchedModel:
         if not full_padding:
             encoded = min(MAX_FRAMES, math.ceil(num_frames / BUCKET_FRAMES) * BUCKET_FRAMES)
         mel = log_mel(request.samples, encoded, self._network.dims.n_mels)
-        cross = self._network.encode(mel)
-        bias = torch.zeros(encoded)
-        if encoded < MAX_FRAMES:
-            tail = self._tail(silence_level(mel))[:, :, :, encoded // TAIL_STRIDE :]
-            cross = torch.cat([cross, tail], dim=3)
-            bias = torch.cat([bias, torch.full((tail.shape[3],), math.log(TAIL_STRIDE))])
+        tail = self._tail(silence_level(mel)) if encoded < MAX_FRAMES else None
+        audio = self._network.encode(mel, tail, TAIL_STRIDE)
         language = request.language if self._multilingual else "en"
         if language is None:
-            language = self._detect(cross, bias)
+            language = self._detect(audio)
         tokenizer = self._tokenizer(language, request.task.value)
         prompt = self._prompt(tokenizer, request.prompt)
         prefix = (*prompt, *tokenizer.sot_sequence_including_notimestamps)
-        window = Window(cross, bias, num_frames, prefix, len(prompt), seconds)
+        draft = self._draft(tokenizer, request.draft)
+        window = Window(audio, num_frames, prefix, len(prompt), seconds, draft)
         return _Attempt(request, tokenizer, window, Decoded())
 
-    def _tail(self, level: float) -> Tensor:
+    def _tail(self, level: float) -> Any:
         """Keys and values of every 16th frame of 30 s of digital silence, encoded once."""
         step = round(level / FLOOR_STEP)
         if step not in self._tails:
             silence = torch.full((self._network.dims.n_mels, 2 * MAX_FRAMES), step * FLOOR_STEP)
-            cross = self._network.encode(silence)
-            self._tails[step] = cross[:, :, :, TAIL_STRIDE // 2 :: TAIL_STRIDE].contiguous()
+            self._tails[step] = self._network.thin(self._network.encode(silence), TAIL_STRIDE)
         return self._tails[step]
 
-    def _detect(self, cross: Tensor, bias: Tensor) -> str:
+    def _detect(self, audio: Any) -> str:
         """The most probable language token after the start."""
         tokenizer = self._tokenizer("en", "transcribe")
-        cache = self._network.new_cache([cross], [bias], positions=1)
-        start = torch.tensor([[tokenizer.sot]], device=self.device)
-        logits = self._network.logits(self._network.decode(start, cache))[0, 0]
-        best = int(logits[list(tokenizer.all_language_tokens)].argmax())
+        stream = self._network.open(audio, positions=1)
+        try:
+            _, logits = self._network.forward([Feed(stream, [tokenizer.sot], [Ask(0)])])
+        finally:
+            self._network.close(stream)
+        best = int(logits[0][list(tokenizer.all_language_tokens)].argmax())
         return str(tokenizer.all_language_codes[best])
+
+    def _draft(self, tokenizer: Tokenizer, draft: str) -> tuple[int, ...]:
+        return tuple(tokenizer.encode(" " + draft.strip(), disallowed_special=())) if draft else ()
 
     def _prompt(self, tokenizer: Tokenizer, prompt: str | None) -> tuple[int, ...]:
         if not prompt:
@@ -224,7 +239,7 @@ class BatchedModel:
         decoded, tokenizer = attempt.decoded, attempt.tokenizer
         if not decoded.tokens or decoded.attention is None:
             return ()
-        times = token_times(decoded.attention.cpu().numpy())
+        times = token_times(decoded.attention)
         if not decoded.complete:
             times = np.append(times, attempt.window.num_frames / FRAMES_PER_SECOND)
         probabilities = np.exp(decoded.logprobs)

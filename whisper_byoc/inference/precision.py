@@ -1,40 +1,72 @@
-"""Which number formats a machine computes fastest in, and linear layers in each of them."""
+"""Which forward passes, in which number format, a machine computes fastest."""
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-Layer = Callable[[Tensor], Tensor]
+from whisper_byoc.inference.native import Library, NativeNetwork
+from whisper_byoc.inference.network import Dimensions, Network
+from whisper_byoc.inference.torch_network import TorchNetwork
 
 
 class Branch(StrEnum):
     """How the forward passes compute. `docs/engine.md` says which machine takes which and why."""
 
-    BF16 = "bf16"
-    """CPU with AMX or AVX512-BF16: bf16 throughout, int8 for the vocabulary."""
-    INT8 = "int8"
-    """Other CPUs: fp32, with int8 for every linear layer."""
+    AVX512 = "avx512"
+    """CPU with AVX512-VNNI: our C, weights in int8, activations of the encoder in int8, too."""
+    AVX2 = "avx2"
+    """Other x86-64 CPUs: our C, weights in int8, activations in int16."""
     FP16 = "fp16"
-    """CUDA: fp16 throughout."""
+    """CUDA: torch, fp16 throughout."""
     FP32 = "fp32"
-    """As the weights are meant, for comparison."""
+    """torch, as the weights are meant: for comparison, and where there is nothing else."""
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return {Branch.BF16: torch.bfloat16, Branch.FP16: torch.float16}.get(self, torch.float32)
+
+_NEEDED = {
+    Branch.AVX512: {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma", "f16c"},
+    Branch.AVX2: {"avx2", "fma", "f16c"},
+}
 
 
 def choose_branch(device: str) -> Branch:
-    """The branch for a device of this machine."""
+    """The fastest branch for a device of this machine. ATEN_CPU_CAPABILITY, which limits torch,
+    limits this, too."""
     if device != "cpu":
         return Branch.FP16
-    flags = cpu_flags()
-    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return Branch.BF16 if wide and flags & {"avx512_bf16", "amx_bf16"} else Branch.INT8
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability == "AVX512" and runs_here(Branch.AVX512):
+        return Branch.AVX512
+    if capability in ("AVX512", "AVX2") and runs_here(Branch.AVX2):
+        return Branch.AVX2
+    return Branch.FP32
+
+
+def runs_here(branch: Branch) -> bool:
+    """Whether this machine can compute a branch, and the library that it needs was built."""
+    match branch:
+        case Branch.FP32:
+            return True
+        case Branch.FP16:
+            return torch.cuda.is_available()
+    return _NEEDED[branch] <= cpu_flags() and Library.exists(branch.value)
+
+
+def open_network(
+    branch: Branch,
+    dims: Dimensions,
+    weights: Mapping[str, Tensor],
+    device: str,
+    alignment_heads: Sequence[tuple[int, int]],
+    max_streams: int,
+) -> Network:
+    """The forward passes of a branch. Raises OSError when its library cannot be loaded."""
+    if branch in (Branch.AVX512, Branch.AVX2):
+        return NativeNetwork(dims, weights, Library(branch.value), alignment_heads)
+    dtype = torch.float16 if branch is Branch.FP16 else torch.float32
+    return TorchNetwork(dims, weights, device, dtype, alignment_heads, max_streams)
 
 
 def cpu_flags() -> set[str]:
@@ -44,49 +76,3 @@ def cpu_flags() -> set[str]:
     except OSError:
         return set()
     return {flag for line in lines if line.startswith("flags") for flag in line.split()[2:]}
-
-
-class FloatLayer:
-    """x (…, in) → (…, out) in the branch's own format."""
-
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, device: str
-    ) -> None:
-        self._weight = weight.to(device, dtype).contiguous()
-        self._bias = None if bias is None else bias.to(device, dtype)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self._weight, self._bias)
-
-
-class Int8Layer:
-    """x (…, in) → (…, out): weights in int8 per output, activations in uint8 per row.
-
-    Per row, not per tensor: otherwise a stream's words would depend on its neighbours in the batch.
-    A row is scaled by its own maximum beforehand, so that the kernel's one scale can be 1.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        weight = weight.float()
-        # Without VNNI the kernel adds two products in 16 bits; 7-bit weights cannot overflow them.
-        limit = 127 if cpu_flags() & {"avx512_vnni", "avx_vnni", "amx_int8"} else 63
-        scale = weight.abs().amax(1).clamp_min(1e-8) / limit
-        quantised = (weight / scale[:, None]).round().to(torch.int8).contiguous()
-        self._packed = torch.ops.onednn.qlinear_prepack(quantised, None)
-        self._scale = scale
-        self._zero = torch.zeros(len(scale), dtype=torch.int64)
-        self._bias = None if bias is None else bias.float()
-        self._dtype = dtype
-
-    def __call__(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).float()
-        scale = rows.abs().amax(1, keepdim=True).clamp_min_(1e-8).div_(127)
-        quantised = (rows / scale).round_().add_(128).to(torch.uint8)
-        result: Tensor = torch.ops.onednn.qlinear_pointwise(
-            quantised, 1.0, 128, self._packed, self._scale, self._zero, None,
-            1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
-        result *= scale
-        if self._bias is not None:
-            result += self._bias
-        return result.reshape(*x.shape[:-1], -1).to(self._dtype)

@@ -1,0 +1,204 @@
+"""Forward passes, each way that this machine can compute them, against openai-whisper's."""
+
+import numpy as np
+import pytest
+import torch
+import whisper
+from numpy.typing import NDArray
+
+from tests.conftest import MODELS, Speak
+from whisper_byoc.inference.batched import log_mel
+from whisper_byoc.inference.network import MAX_FRAMES, Ask, Dimensions, Feed, Network
+from whisper_byoc.inference.precision import Branch, open_network, runs_here
+
+pytestmark = pytest.mark.model
+BRANCHES = [
+    pytest.param(
+        branch,
+        marks=[
+            pytest.mark.skipif(not runs_here(branch), reason=f"no {branch} on this machine"),
+            *([pytest.mark.cuda] if branch is Branch.FP16 else []),
+        ],
+    )
+    for branch in Branch
+]
+TOLERANCE = {Branch.FP32: 1e-4, Branch.FP16: 0.02, Branch.AVX512: 0.2, Branch.AVX2: 0.2}
+"""Mean difference of logits, which spread over 1.3; the weights of the last two are int8."""
+HEADS = [(1, 0), (2, 0), (2, 5), (3, 0)]
+PREFIX = [50257, 50362]
+TEXT = [383, 4512, 284, 262, 25451, 5667, 379, 5193, 13]
+TEXT_TOKENS = 50257
+
+
+@pytest.fixture(scope="module")
+def mel(speak: Speak) -> torch.Tensor:
+    return log_mel(speak("The train to the harbour leaves at nine."), MAX_FRAMES, 80)
+
+
+@pytest.fixture(scope="module", params=BRANCHES)
+def branch(request: pytest.FixtureRequest) -> Branch:
+    chosen: Branch = request.param
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def network(branch: Branch) -> Network:
+    checkpoint = torch.load(MODELS / "tiny.en.pt", weights_only=True)
+    device = "cuda" if branch is Branch.FP16 else "cpu"
+    dims, weights = Dimensions(**checkpoint["dims"]), checkpoint["model_state_dict"]
+    return open_network(branch, dims, weights, device, HEADS, max_streams=8)
+
+
+def ask_text(network: Network, index: int) -> Ask:
+    mask = np.zeros(network.dims.n_vocab, dtype=np.float32)
+    mask[TEXT_TOKENS:] = -np.inf
+    return Ask(index, network.mask(mask))
+
+
+def test_logits_are_whispers(network: Network, branch: Branch, mel: torch.Tensor) -> None:
+    theirs = whisper.load_model(str(MODELS / "tiny.en.pt"), device="cpu")
+    with torch.inference_mode():
+        expected = theirs(mel[None], torch.tensor([[*PREFIX, *TEXT]]))[0]
+    stream = network.open(network.encode(mel), 32)
+    asks = [Ask(index) for index in range(len(PREFIX) + len(TEXT))]
+    (choices,), logits = network.forward([Feed(stream, [*PREFIX, *TEXT], asks)])
+    network.close(stream)
+    difference = (logits.cpu() - expected).abs().mean()
+    assert difference < TOLERANCE[branch]
+    same = [choice.text for choice in choices] == expected[:, : TEXT_TOKENS + 106].argmax(
+        -1
+    ).tolist()
+    assert same or branch is not Branch.FP32
+
+
+def test_choices_are_the_best_of_what_the_mask_allows(network: Network, mel: torch.Tensor) -> None:
+    stream = network.open(network.encode(mel), 8)
+    times = network.dims.n_vocab - 1501
+    first, end = times + 10, times + 61
+    ask = ask_text(network, 1)._replace(first_time=first, end_time=end)
+    (answers,), logits = network.forward([Feed(stream, PREFIX, [Ask(0), ask])])
+    network.close(stream)
+    row, everything = logits[1].cpu(), logits[0].cpu()
+    assert answers[1].text == int(row[:TEXT_TOKENS].argmax())
+    assert answers[1].text_logit == pytest.approx(float(row[:TEXT_TOKENS].max()), abs=1e-5)
+    assert answers[1].text_sum == pytest.approx(float(row[:TEXT_TOKENS].logsumexp(-1)), abs=1e-4)
+    assert answers[1].time == first + int(row[first:end].argmax())
+    assert answers[1].time_sum == pytest.approx(float(row[first:end].logsumexp(-1)), abs=1e-4)
+    assert answers[0].text_sum == pytest.approx(float(everything[:times].logsumexp(-1)), abs=1e-4)
+    assert (answers[0].time, answers[0].time_sum) == (-1, -np.inf)
+
+
+def test_a_token_at_a_time_is_the_same_as_all_at_once(network: Network, mel: torch.Tensor) -> None:
+    encoded = network.encode(mel)
+    whole, stepwise = network.open(encoded, 32), network.open(encoded, 32)
+    tokens = [*PREFIX, *TEXT]
+    last = len(tokens) - 1
+    (at_once,), _ = network.forward([Feed(whole, tokens, [ask_text(network, last)])])
+    for token in tokens:
+        (one_by_one,), _ = network.forward([Feed(stepwise, [token], [ask_text(network, 0)])])
+    assert one_by_one[0].text == at_once[0].text
+    assert one_by_one[0].text_logit == pytest.approx(at_once[0].text_logit, abs=0.05)
+    looked = whole.attention(1, last, 300)
+    assert looked.shape == (len(HEADS), last - 1, 300)
+    assert np.allclose(looked.sum(-1), 1, atol=1e-3)
+    assert np.abs(looked - stepwise.attention(1, last, 300)).max() < 0.05
+    network.close(whole)
+    network.close(stepwise)
+
+
+def test_what_is_taken_back_leaves_no_trace(network: Network, mel: torch.Tensor) -> None:
+    encoded = network.encode(mel)
+    straight, wrong = network.open(encoded, 32), network.open(encoded, 32)
+    ask = ask_text(network, 3)
+    (expected,), _ = network.forward([Feed(straight, [*PREFIX, *TEXT[:2]], [ask])])
+    network.forward([Feed(wrong, [*PREFIX, 1000, 2000, 3000], [])])
+    wrong.length = len(PREFIX)
+    (found,), _ = network.forward([Feed(wrong, TEXT[:2], [ask._replace(at=1)])])
+    assert found[0].text == expected[0].text
+    assert found[0].text_logit == pytest.approx(expected[0].text_logit, abs=0.05)
+    network.close(straight)
+    network.close(wrong)
+
+
+def test_a_stream_does_not_depend_on_its_neighbours(
+    network: Network, branch: Branch, mel: torch.Tensor
+) -> None:
+    """In the C branches to the last bit: their sums are of integers, or within a row."""
+    short = network.encode(mel[:, :200].contiguous())
+    tail = network.thin(network.encode(torch.full((80, 3000), -1.0)), 16)
+    sized = network.encode(mel[:, :500].contiguous(), tail, 16)
+    alone = network.open(sized, 100)
+    ask = ask_text(network, 10)
+    (expected,), _ = network.forward([Feed(alone, [*PREFIX, *TEXT], [ask])])
+    network.close(alone)
+    streams = [network.open(encoded, 100) for encoded in (short, sized, short, sized)]
+    feeds = [
+        Feed(streams[0], [*PREFIX, *TEXT, *TEXT * 4], [ask_text(network, 3)]),
+        Feed(streams[1], [*PREFIX, *TEXT], [ask]),
+        Feed(streams[2], PREFIX, []),
+        Feed(streams[3], [*PREFIX, *TEXT], [ask]),
+    ]
+    answers, _ = network.forward(feeds)
+    for stream in streams:
+        network.close(stream)
+    assert [len(answer) for answer in answers] == [1, 1, 0, 1]
+    for found in (answers[1][0], answers[3][0]):
+        if branch in (Branch.AVX512, Branch.AVX2):
+            assert found == expected[0]
+        assert found.text == expected[0].text
+        assert found.text_logit == pytest.approx(expected[0].text_logit, abs=0.05)
+
+
+def test_more_tokens_than_one_pass_takes(network: Network, mel: torch.Tensor) -> None:
+    tokens = [50360, *TEXT * 15, *PREFIX]
+    encoded = network.encode(mel)
+    whole, parts = network.open(encoded, 200), network.open(encoded, 200)
+    asks = [Ask(3), ask_text(network, len(tokens) - 1)]
+    (at_once,), logits = network.forward([Feed(whole, tokens, asks)])
+    assert len(logits) == 2
+    for first in range(0, len(tokens), 10):
+        part = tokens[first : first + 10]
+        (stepwise,), _ = network.forward([Feed(parts, part, [ask_text(network, len(part) - 1)])])
+    assert stepwise[0].text == at_once[1].text
+    network.close(whole)
+    network.close(parts)
+
+
+def test_a_thin_tail_stands_for_the_silence_behind(network: Network, mel: torch.Tensor) -> None:
+    """What the decoder hears of speech and thinned silence is near what it hears of 30 s."""
+    silence = float(mel[:, -1].max())
+    tail = network.thin(network.encode(torch.full((80, 3000), silence)), 16)
+    frames = 250
+    sized = network.encode(mel[:, : 2 * frames].contiguous(), tail, 16)
+    answers = []
+    for encoded in (sized, network.encode(mel)):
+        stream = network.open(encoded, 32)
+        asks = [ask_text(network, index) for index in range(1, 2 + len(TEXT))]
+        (choices,), _ = network.forward([Feed(stream, [*PREFIX, *TEXT], asks)])
+        network.close(stream)
+        answers.append([choice.text for choice in choices])
+    assert sized.num_frames == frames
+    same = sum(a == b for a, b in zip(*answers, strict=True))
+    assert same >= len(answers[0]) - 1
+
+
+def test_windows_of_any_length(network: Network) -> None:
+    tail = network.thin(network.encode(torch.full((80, 3000), -1.5)), 16)
+    noise = torch.randn(80, 3000, generator=torch.Generator().manual_seed(1))
+    for frames in (1, 2, 7, 15, 16, 17, 63, 64, 65, 1487, 1492, 1493, 1499, 1500):
+        encoded = network.encode(noise[:, : 2 * frames].contiguous(), tail, 16)
+        stream = network.open(encoded, 4)
+        (answers,), logits = network.forward([Feed(stream, PREFIX, [Ask(1)])])
+        network.close(stream)
+        assert encoded.num_frames == frames
+        assert bool(torch.isfinite(logits).all()), frames
+        assert 0 <= answers[0].text < network.dims.n_vocab
+
+
+def test_queries_look_where_the_sound_is(network: Network, mel: torch.Tensor) -> None:
+    stream = network.open(network.encode(mel), 32)
+    network.forward([Feed(stream, [*PREFIX, *TEXT], [])])
+    looked = stream.attention(1, 1 + len(TEXT), 150)
+    network.close(stream)
+    centres: NDArray[np.float64] = (looked * np.arange(150)).sum(-1).mean(0)
+    assert centres[-2] > centres[0] + 20

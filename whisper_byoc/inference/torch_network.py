@@ -1,0 +1,369 @@
+"""Whisper's forward passes in torch: fp16 on a CUDA device, fp32 as the weights are meant.
+
+The mathematics is openai-whisper's model.py. Different are: one product for query, key and value,
+one for the keys and values of all cross-attentions, any number of frames up to 1500, and streams
+that live in slots of shared caches, so that the shapes of a step depend on its size only and a
+CUDA graph can repeat it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from whisper_byoc.inference.network import (
+    HEAD_WIDTH,
+    MAX_FRAMES,
+    NUM_TIMESTAMPS,
+    Ask,
+    Choice,
+    Dimensions,
+    Feed,
+)
+
+Norm = tuple[Tensor, Tensor]
+Linear = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    attention_norm: Norm
+    qkv: Linear
+    out: Linear
+    mlp_norm: Norm
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class _CrossAttention:
+    norm: Norm
+    query: Linear
+    out: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class TorchEncoded:
+    """kv: (layers, 2, heads, length, 64); bias: (length,), added to the scores."""
+
+    kv: Tensor
+    bias: Tensor
+    num_frames: int
+
+
+@dataclass(slots=True)
+class TorchStream:
+    """See `network.Stream`."""
+
+    network: "TorchNetwork"
+    slot: int
+    length: int = 0
+
+    def attention(self, first: int, last: int, num_frames: int) -> NDArray[np.float32]:
+        slots = self.network.slots
+        queries = slots.queries[:, self.slot, first:last].float()
+        heads = self.network.alignment_heads
+        keys = torch.stack([slots.cross[layer, 0, self.slot, head] for layer, head in heads])
+        scores = queries @ keys[:, :num_frames].float().transpose(1, 2) / math.sqrt(HEAD_WIDTH)
+        result: NDArray[np.float32] = scores.softmax(-1).cpu().numpy()
+        return result
+
+
+class _Slots:
+    """Caches of up to `count` streams.
+
+    own: (layers, 2, slots, heads, positions, 64); cross: (layers, 2, slots, heads, 1500, 64); bias:
+    (slots, 1, 1, 1500), −∞ where a stream has no key; queries: (alignment heads, slots, positions,
+    64).
+    """
+
+    def __init__(
+        self, dims: Dimensions, count: int, num_watched: int, device: str, dtype: torch.dtype
+    ) -> None:
+        shape = (dims.n_text_layer, 2, count, dims.n_text_head)
+
+        def zeros(*sizes: int) -> Tensor:
+            return torch.zeros(*sizes, device=device, dtype=dtype)
+
+        self.own = zeros(*shape, dims.n_text_ctx, HEAD_WIDTH)
+        self.cross = zeros(*shape, MAX_FRAMES, HEAD_WIDTH)
+        self.bias = zeros(count, 1, 1, MAX_FRAMES)
+        self.queries = zeros(num_watched, count, dims.n_text_ctx, HEAD_WIDTH)
+        self.free = list(range(count))[::-1]
+        self.lengths = [0] * count
+
+
+class TorchNetwork:
+    """See `network.Network`. num_slots: how many streams may be open."""
+
+    def __init__(
+        self,
+        dims: Dimensions,
+        weights: Mapping[str, Tensor],
+        device: str,
+        dtype: torch.dtype,
+        alignment_heads: Sequence[tuple[int, int]] = (),
+        num_slots: int = 16,
+    ) -> None:
+        self.dims = dims
+        self.device = device
+        self.alignment_heads = list(alignment_heads)
+        self._dtype = dtype
+        parts = _Parts(weights, device, dtype)
+        self._conv = [
+            (parts.tensor(f"{name}.weight"), parts.tensor(f"{name}.bias"))
+            for name in ("encoder.conv1", "encoder.conv2")
+        ]
+        self._audio_positions = parts.tensor("encoder.positional_embedding")
+        self._encoder = [parts.block(f"encoder.blocks.{i}") for i in range(dims.n_audio_layer)]
+        self._encoder_norm = parts.norm("encoder.ln_post")
+        self._cross_kv = parts.cross_kv(dims.n_text_layer)
+        self._embedding = parts.tensor("decoder.token_embedding.weight")
+        self._text_positions = parts.tensor("decoder.positional_embedding")
+        names = [f"decoder.blocks.{i}" for i in range(dims.n_text_layer)]
+        self._decoder = [(parts.block(name), parts.cross_attention(name)) for name in names]
+        self._decoder_norm = parts.norm("decoder.ln")
+        self.slots = _Slots(dims, num_slots, len(self.alignment_heads), device, dtype)
+        self._graphs: dict[int, _Graph] = {}
+
+    @torch.inference_mode()
+    def encode(
+        self, mel: Tensor, tail: TorchEncoded | None = None, stride: int = 1
+    ) -> TorchEncoded:
+        features = mel[None].to(self.device, self._dtype)
+        for step, (weight, bias) in enumerate(self._conv, start=1):
+            features = F.gelu(F.conv1d(features, weight, bias, stride=step, padding=1))
+        features = features.transpose(1, 2)
+        num_frames = features.shape[1]
+        features = features + self._audio_positions[:num_frames]
+        for block in self._encoder:
+            query, key, value = _heads(
+                F.linear(_norm(features, block.attention_norm), *block.qkv), 3
+            )
+            attended = F.scaled_dot_product_attention(query, key, value)
+            features = features + F.linear(_merge(attended), *block.out)
+            features = features + _mlp(features, block)
+        kv = F.linear(_norm(features, self._encoder_norm)[0], *self._cross_kv)
+        kv = kv.reshape(num_frames, self.dims.n_text_layer, 2, -1, HEAD_WIDTH).permute(
+            1, 2, 3, 0, 4
+        )
+        scores = torch.zeros(num_frames, device=self.device, dtype=self._dtype)
+        if tail is not None:
+            behind = max(0, -(-(num_frames - stride // 2) // stride))
+            kv = torch.cat([kv, tail.kv[:, :, :, behind:]], dim=3)
+            scores = F.pad(scores, (0, kv.shape[3] - num_frames), value=math.log(stride))
+        return TorchEncoded(kv, scores, num_frames)
+
+    def thin(self, encoded: TorchEncoded, stride: int) -> TorchEncoded:
+        return TorchEncoded(
+            encoded.kv[:, :, :, stride // 2 :: stride].contiguous(), encoded.bias, 0
+        )
+
+    def mask(self, values: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(values).to(self.device)
+
+    @torch.inference_mode()
+    def open(self, encoded: TorchEncoded, positions: int) -> TorchStream:
+        slots = self.slots
+        slot = slots.free.pop()
+        length = encoded.kv.shape[3]
+        slots.cross[:, :, slot, :, :length] = encoded.kv
+        slots.bias[slot, 0, 0, :length] = encoded.bias
+        slots.bias[slot, 0, 0, length:] = -math.inf
+        slots.lengths[slot] = length
+        return TorchStream(self, slot)
+
+    def close(self, stream: TorchStream) -> None:
+        self.slots.free.append(stream.slot)
+        self.slots.free.sort(reverse=True)  # the lowest are taken first, so that a step stays small
+        self.slots.lengths[stream.slot] = 0
+
+    @torch.inference_mode()
+    def forward(self, feeds: Sequence[Feed]) -> tuple[list[list[Choice]], Tensor]:
+        """Slots up to the highest are all computed; those that are not fed are given a token at a
+        position that they overwrite later."""
+        longest = max(len(feed.tokens) for feed in feeds)
+        count = 1 + max(feed.stream.slot for feed in feeds)
+        tokens = np.zeros((count, longest), dtype=np.int64)
+        positions = np.full((count, longest), self.dims.n_text_ctx - 1)
+        for feed in feeds:
+            stream, number = feed.stream, len(feed.tokens)
+            tokens[stream.slot, :number] = feed.tokens
+            positions[stream.slot, :number] = range(stream.length, stream.length + number)
+            stream.length += number
+        hidden = self._step(torch.from_numpy(tokens), torch.from_numpy(positions))
+        asks = [(feed.stream.slot, ask) for feed in feeds for ask in feed.asks]
+        if not asks:
+            return [[] for _ in feeds], torch.empty(0, self.dims.n_vocab)
+        rows = hidden[[slot for slot, _ in asks], [ask.at for _, ask in asks]]
+        logits = F.linear(rows, self._embedding).float()
+        masks = torch.stack([self._whole_mask(ask.mask) for _, ask in asks])
+        answers = iter(self._choose(logits, masks, [ask for _, ask in asks]))
+        return [[next(answers) for _ in feed.asks] for feed in feeds], logits
+
+    def _step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """The decoder's output (count, n, state) for tokens (count, n) of the first slots."""
+        if self.device == "cpu":
+            used = int(positions[positions < self.dims.n_text_ctx - 1].max()) + 1
+            return self._decode(tokens, positions, used, max(self.slots.lengths[: len(tokens)]))
+        tokens, positions = tokens.to(self.device), positions.to(self.device)
+        if tokens.shape[1] > 1:
+            return self._decode(tokens, positions, self.dims.n_text_ctx, MAX_FRAMES)
+        size = min(1 << (len(tokens) - 1).bit_length(), len(self.slots.lengths))
+        graph = self._graphs.get(size) or self._graphs.setdefault(size, _Graph(self, size))
+        return graph.replay(tokens, positions)
+
+    def _decode(self, tokens: Tensor, positions: Tensor, used: int, length: int) -> Tensor:
+        """Over the first `used` positions of the streams' own keys and `length` of the windows'."""
+        slots, count = self.slots, len(tokens)
+        x = self._embedding[tokens] + self._text_positions[positions]
+        reach = torch.arange(used, device=x.device) <= positions[:, :, None]
+        mask = torch.zeros(reach.shape, device=x.device, dtype=x.dtype)
+        mask = mask.masked_fill(~reach, -math.inf)[:, None]
+        bias = slots.bias[:count, :, :, :length]
+        rows = torch.arange(count, device=x.device)[:, None]
+        for layer, (block, cross) in enumerate(self._decoder):
+            query, key, value = _heads(F.linear(_norm(x, block.attention_norm), *block.qkv), 3)
+            keys, values = slots.own[layer, :, :count]
+            keys[rows, :, positions] = key.transpose(1, 2)
+            values[rows, :, positions] = value.transpose(1, 2)
+            keys, values = keys[:, :, :used], values[:, :, :used]
+            attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+            x = x + F.linear(_merge(attended), *block.out)
+            (query,) = _heads(F.linear(_norm(x, cross.norm), *cross.query), 1)
+            for watched, (watched_layer, head) in enumerate(self.alignment_heads):
+                if watched_layer == layer:
+                    slots.queries[watched, rows, positions] = query[:, head]
+            keys, values = slots.cross[layer, :, :count, :, :length]
+            attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias)
+            x = x + F.linear(_merge(attended), *cross.out)
+            x = x + _mlp(x, block)
+        return _norm(x, self._decoder_norm)
+
+    def _whole_mask(self, mask: Tensor | None) -> Tensor:
+        if mask is not None:
+            return mask
+        return torch.zeros(len(self._embedding), device=self.device)
+
+    def _choose(self, logits: Tensor, masks: Tensor, asks: Sequence[Ask]) -> list[Choice]:
+        num_texts = self.dims.n_vocab - NUM_TIMESTAMPS
+        texts = (logits + masks)[:, :num_texts]
+        first = torch.tensor([ask.first_time for ask in asks], device=self.device)[:, None]
+        end = torch.tensor([ask.end_time for ask in asks], device=self.device)[:, None]
+        numbers = torch.arange(num_texts, logits.shape[1], device=self.device)
+        times = logits[:, num_texts:].masked_fill((numbers < first) | (numbers >= end), -math.inf)
+        columns = []
+        for part, offset in ((texts, 0), (times, num_texts)):
+            best, index = part.max(-1)
+            index = torch.where(best > -math.inf, index + offset, -1)
+            columns.append((index, best, part.logsumexp(-1)))
+        (text, text_logit, text_sum), (time, time_logit, time_sum) = columns
+        table = torch.stack([text_logit, time_logit, text_sum, time_sum], 1).tolist()
+        return [
+            Choice(int(a), int(b), *row)
+            for a, b, row in zip(text.tolist(), time.tolist(), table, strict=True)
+        ]
+
+
+class _Graph:
+    """A decode step of the first `size` slots as a CUDA graph: one launch for some 100 kernels."""
+
+    def __init__(self, network: TorchNetwork, size: int) -> None:
+        self._last = last = network.dims.n_text_ctx - 1
+        self._tokens = torch.zeros(size, 1, dtype=torch.int64, device=network.device)
+        self._positions = torch.full_like(self._tokens, last)
+
+        def step() -> Tensor:
+            return network._decode(self._tokens, self._positions, last + 1, MAX_FRAMES)
+
+        # Kernels choose their workspaces in the first runs, which must not be captured.
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._hidden = step()
+
+    def replay(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """tokens, positions: (count, 1), count at most `size`."""
+        count = len(tokens)
+        self._tokens[:count] = tokens
+        self._positions[count:] = self._last
+        self._positions[:count] = positions
+        self._graph.replay()
+        return self._hidden[:count]
+
+
+class _Parts:
+    """Takes the tensors of a checkpoint and joins the layers that are computed together."""
+
+    def __init__(self, weights: Mapping[str, Tensor], device: str, dtype: torch.dtype) -> None:
+        self._weights = weights
+        self._device = device
+        self._dtype = dtype
+
+    def tensor(self, name: str) -> Tensor:
+        return self._ready(self._weights[name])
+
+    def norm(self, name: str) -> Norm:
+        return self.tensor(f"{name}.weight"), self.tensor(f"{name}.bias")
+
+    def block(self, name: str) -> _Block:
+        attention = [f"{name}.attn.{part}" for part in ("query", "key", "value")]
+        return _Block(
+            attention_norm=self.norm(f"{name}.attn_ln"),
+            qkv=self._linear(attention),
+            out=self._linear([f"{name}.attn.out"]),
+            mlp_norm=self.norm(f"{name}.mlp_ln"),
+            up=self._linear([f"{name}.mlp.0"]),
+            down=self._linear([f"{name}.mlp.2"]),
+        )
+
+    def cross_attention(self, name: str) -> _CrossAttention:
+        return _CrossAttention(
+            norm=self.norm(f"{name}.cross_attn_ln"),
+            query=self._linear([f"{name}.cross_attn.query"]),
+            out=self._linear([f"{name}.cross_attn.out"]),
+        )
+
+    def cross_kv(self, layers: int) -> Linear:
+        names = [f"decoder.blocks.{i}.cross_attn" for i in range(layers)]
+        return self._linear([f"{name}.{part}" for name in names for part in ("key", "value")])
+
+    def _linear(self, names: list[str]) -> Linear:
+        """The layers of these names side by side; Whisper's keys have no bias."""
+        weights = [self._weights[f"{name}.weight"] for name in names]
+        biases = [
+            self._weights.get(f"{name}.bias", torch.zeros(len(weight)))
+            for name, weight in zip(names, weights, strict=True)
+        ]
+        return self._ready(torch.cat(weights)), self._ready(torch.cat(biases))
+
+    def _ready(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, self._dtype).contiguous()
+
+
+def _heads(x: Tensor, parts: int) -> Tensor:
+    """(B, n, parts · state) → (parts, B, heads, n, 64)."""
+    return x.reshape(*x.shape[:2], parts, -1, HEAD_WIDTH).permute(2, 0, 3, 1, 4)
+
+
+def _norm(x: Tensor, norm: Norm) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], *norm)
+
+
+def _mlp(x: Tensor, block: _Block) -> Tensor:
+    return F.linear(F.gelu(F.linear(_norm(x, block.mlp_norm), *block.up)), *block.down)
+
+
+def _merge(attended: Tensor) -> Tensor:
+    """(B, heads, n, 64) → (B, n, state)."""
+    return attended.transpose(1, 2).flatten(2)

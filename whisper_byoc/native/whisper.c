@@ -1,0 +1,587 @@
+/* Whisper's encoder and decoder on a CPU. The mathematics is openai-whisper's model.py.
+ *
+ * Called by `native.py`, which owns all memory. Threads are OpenMP's; the symbols of its runtime are
+ * left open and found in the one that torch has loaded, so that both use the same threads.
+ */
+
+#include "kernels.h"
+
+#include <omp.h>
+
+#define WIDTH 64 /* of a head, in every Whisper model */
+#define BLOCK_ROWS 24 /* encoder rows that one thread takes through a layer while they are in its cache */
+#define EXPORT __attribute__((visibility("default")))
+
+typedef struct {
+    Norm attention_norm;
+    Linear qkv, out;
+    Norm cross_norm; /* the decoder's only */
+    Linear cross_query, cross_out;
+    Norm mlp_norm;
+    Linear up, down;
+} Layer;
+
+typedef struct {
+    int32_t state, heads, mels, vocabulary, encoder_layers, decoder_layers, threads;
+    Linear conv1, conv2, cross_kv, words;
+    Norm encoder_norm, decoder_norm;
+    const float *audio_positions; /* (1500, state) */
+    const float *text_positions;  /* (448, state) */
+    const half *embedding;        /* (vocabulary, state) */
+    const Layer *encoder, *decoder;
+    const int32_t *watched; /* (decoder layers, heads): which row of `scores` a head's scores go to, or -1 */
+    char *workspace;        /* 64-byte aligned */
+} Model;
+
+/* One stream's caches. keys: (layers, heads, length/LANES, WIDTH, LANES); values: (layers, heads,
+ * length, WIDTH); bias: (length,), added to the scores; length a multiple of LANES.
+ * own: (layers, heads, 2, positions, WIDTH), the keys and values of its own tokens. */
+typedef struct {
+    half *keys, *values;
+    const float *bias;
+    float *own;
+    int32_t length, positions, frames; /* frames: how many scores are kept, from the first */
+} Stream;
+
+/* One token of one stream; its keys and values enter the stream's cache at `position`. */
+typedef struct {
+    int32_t stream, token, position;
+    float *scores; /* (watched heads, frames), or null */
+} Row;
+
+/* Which logits of a row may be chosen: texts where mask (vocabulary,) is 0 and not -inf, timestamps
+ * from `first_time` to before `end_time`. */
+typedef struct {
+    int32_t row, first_time, end_time;
+    const float *mask;
+} Wanted;
+
+/* The best text token and the best timestamp, each with its logit, and the logarithms of the sums of
+ * the exponentials of all allowed texts and timestamps. */
+typedef struct {
+    int32_t text, time;
+    float text_logit, time_logit, text_sum, time_sum;
+} Choice;
+
+EXPORT int32_t whisper_lanes(void) { return LANES; }
+EXPORT int32_t whisper_tile(void) { return TILE; }
+EXPORT int32_t whisper_takes_bytes(void) { return HAS_BYTES; }
+EXPORT int32_t whisper_half_bytes(void) { return sizeof(half); }
+
+static size_t rounded_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
+
+/* Take `bytes` from the workspace at *at. */
+static void *take(char **at, size_t bytes) {
+    void *taken = *at;
+    *at += rounded_up(bytes, 64);
+    return taken;
+}
+
+/* ---- encoder ---------------------------------------------------------------------------------- */
+
+/* What a thread of the encoder works in. */
+typedef struct {
+    float *rows, *wide, *scores;
+    Quantised q;
+} Scratch;
+
+static Scratch take_scratch(const Model *m, char **at, int frames) {
+    int window = 3 * m->state > 4 * m->state ? 3 * m->state : 4 * m->state;
+    Scratch s;
+    s.rows = take(at, sizeof(float) * (2 * BLOCK_ROWS + 1) * m->state);
+    s.wide = take(at, sizeof(float) * BLOCK_ROWS * rounded_up(2 * m->state * m->decoder_layers + window, TILE));
+    s.scores = take(at, sizeof(float) * BLOCK_ROWS * rounded_up(frames, TILE));
+    s.q.values = take(at, sizeof(int16_t) * (2 * BLOCK_ROWS + 1) * window);
+    s.q.scale = take(at, sizeof(float) * (2 * BLOCK_ROWS + 1));
+    s.q.offset = take(at, sizeof(int32_t) * (2 * BLOCK_ROWS + 1));
+    return s;
+}
+
+typedef struct {
+    float *keys, *values; /* (heads, frames/LANES, WIDTH, LANES) and (heads, frames, WIDTH), frames rounded up */
+} Attention;
+
+typedef struct {
+    const Model *m;
+    int frames, padded; /* padded: frames rounded up to a tile of keys */
+    int16_t *mel;       /* (2 frames + 2, mels), a silent row before and after */
+    float mel_scale;
+    float *x, *query; /* (frames, state) */
+    Attention attention[2];
+    half *keys, *values;
+    int32_t length;
+} Encoding;
+
+static void *take_encoding(Encoding *e, char *at) {
+    size_t row = sizeof(float) * e->m->state;
+    e->mel = take(&at, sizeof(int16_t) * (2 * e->frames + 2) * e->m->mels);
+    e->x = take(&at, row * e->frames);
+    e->query = take(&at, row * e->frames);
+    for (int i = 0; i < 2; i++) {
+        e->attention[i].keys = take(&at, row * e->padded);
+        e->attention[i].values = take(&at, row * e->padded);
+    }
+    return at;
+}
+
+/* Bytes of workspace that `whisper_encode` needs for so many frames. */
+EXPORT int64_t whisper_encode_workspace(const Model *m, int32_t frames) {
+    Encoding e = {.m = m, .frames = frames, .padded = (int)rounded_up(frames, TILE)};
+    char *at = take_encoding(&e, NULL);
+    for (int t = 0; t < m->threads; t++) take_scratch(m, &at, frames);
+    return at - (char *)NULL;
+}
+
+static void run_layer(const Linear *layer, Scratch *s, const float *rows, int num_rows, int ld, float *out, int out_ld,
+                      Mode mode) {
+    for (int r = 0; r < num_rows; r++) quantise_row(layer, rows + (size_t)r * ld, &s->q, r);
+    multiply(layer, &s->q, num_rows, 0, layer->outputs / TILE, out, out_ld, mode);
+}
+
+static void normalise_rows(Norm norm, const float *x, float *out, int rows, int n) {
+    for (int r = 0; r < rows; r++) normalise_row(norm, x + (size_t)r * n, out + (size_t)r * n, n);
+}
+
+static void gelu_all(float *x, size_t n) {
+    for (size_t i = 0; i < n; i += LANES) store(x + i, gelu(load(x + i)));
+}
+
+/* The two convolutions for rows [first, first + rows), into e->x. */
+static void convolve(Encoding *e, Scratch *s, int first, int rows) {
+    const Model *m = e->m;
+    int state = m->state, from = 2 * first - 1, count = 2 * rows + 1;
+    Quantised windows = {.values = NULL, .scale = s->q.scale, .offset = s->q.offset};
+    for (int r = 0; r < count; r++) windows.scale[r] = e->mel_scale;
+    /* windows of 3 mel frames overlap: each is a row of its own to the product */
+    int16_t *gathered = s->q.values;
+    for (int r = 0; r < count; r++) {
+        int frame = from + r < 0 ? 0 : from + r;
+        memcpy(gathered + (size_t)r * 3 * m->mels, e->mel + (size_t)frame * m->mels, sizeof(int16_t) * 3 * m->mels);
+    }
+    windows.values = gathered;
+    multiply(&m->conv1, &windows, count, 0, m->conv1.outputs / TILE, s->rows, state, SET);
+    gelu_all(s->rows, (size_t)count * state);
+    if (from < 0) memset(s->rows, 0, sizeof(float) * state);
+    float *out = e->x + (size_t)first * state;
+    run_layer(&m->conv2, s, s->rows, rows, 2 * state, out, state, SET);
+    const float *positions = m->audio_positions + (size_t)first * state;
+    for (size_t i = 0; i < (size_t)rows * state; i += LANES) store(out + i, gelu(load(out + i)) + load(positions + i));
+}
+
+/* Queries, keys and values of layer `index` for rows [first, first + rows). */
+static void project(Encoding *e, Scratch *s, int index, int first, int rows) {
+    const Model *m = e->m;
+    const Layer *layer = m->encoder + index;
+    Attention *a = e->attention + index % 2;
+    int state = m->state, ld = layer->qkv.outputs;
+    normalise_rows(layer->attention_norm, e->x + (size_t)first * state, s->rows, rows, state);
+    run_layer(&layer->qkv, s, s->rows, rows, state, s->wide, ld, SET);
+    for (int r = 0; r < rows; r++) {
+        const float *source = s->wide + (size_t)r * ld;
+        int t = first + r;
+        memcpy(e->query + (size_t)t * state, source, sizeof(float) * state);
+        for (int h = 0; h < m->heads; h++) {
+            memcpy(a->values + ((size_t)h * e->padded + t) * WIDTH, source + 2 * state + h * WIDTH, sizeof(float) * WIDTH);
+            float *keys = a->keys + ((size_t)h * e->padded + t / LANES * LANES) * WIDTH + t % LANES;
+            for (int d = 0; d < WIDTH; d++) keys[(size_t)d * LANES] = source[state + h * WIDTH + d];
+        }
+    }
+}
+
+#define KEY_VECTORS 4
+
+/* scores (rows, padded) of queries (rows, ld) with blocked keys; `rows` is constant after inlining. */
+INLINE void score_rows(const float *query, int ld, const float *keys, int padded, float *scores, const int rows) {
+    for (int t = 0; t < padded; t += KEY_VECTORS * LANES) {
+        floats acc[TILE_ROWS][KEY_VECTORS];
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < KEY_VECTORS; v++) acc[r][v] = all(0);
+        const float *k = keys + (size_t)t * WIDTH;
+        for (int d = 0; d < WIDTH; d++, k += LANES)
+            for (int v = 0; v < KEY_VECTORS; v++) {
+                floats key = load(k + (size_t)v * WIDTH * LANES);
+                for (int r = 0; r < rows; r++) acc[r][v] += query[(size_t)r * ld + d] * key;
+            }
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < KEY_VECTORS; v++) store(scores + (size_t)r * padded + t + v * LANES, acc[r][v] * 0.125f);
+    }
+}
+
+/* out (rows, ld) = weights (rows, padded) times values (count, WIDTH), divided by each row's divisor. */
+INLINE void mix_rows(const float *weights, int padded, const float *values, int count, const float *divisor, float *out,
+                     int ld, const int rows) {
+    for (int part = 0; part < WIDTH; part += KEY_VECTORS * LANES) {
+        floats acc[TILE_ROWS][KEY_VECTORS];
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < KEY_VECTORS; v++) acc[r][v] = all(0);
+        const float *value = values + part;
+        for (int t = 0; t < count; t++, value += WIDTH)
+            for (int v = 0; v < KEY_VECTORS; v++) {
+                floats x = load(value + v * LANES);
+                for (int r = 0; r < rows; r++) acc[r][v] += weights[(size_t)r * padded + t] * x;
+            }
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < KEY_VECTORS; v++)
+                store(out + (size_t)r * ld + part + v * LANES, acc[r][v] * (1.0f / divisor[r]));
+    }
+}
+
+INLINE void attend_rows(const Encoding *e, const Attention *a, int head, const float *query, float *scores, float *out,
+                        const int rows) {
+    int state = e->m->state;
+    float divisor[TILE_ROWS];
+    score_rows(query, state, a->keys + (size_t)head * e->padded * WIDTH, e->padded, scores, rows);
+    for (int r = 0; r < rows; r++) {
+        float *row = scores + (size_t)r * e->padded;
+        for (int t = e->frames; t < e->padded; t++) row[t] = -INFINITY;
+        divisor[r] = exponentials(row, (int)rounded_up(e->frames, LANES));
+    }
+    mix_rows(scores, e->padded, a->values + (size_t)head * e->padded * WIDTH, e->frames, divisor, out, state, rows);
+}
+
+/* Self-attention and MLP of layer `index` for rows [first, first + rows). */
+static void attend(Encoding *e, Scratch *s, int index, int first, int rows) {
+    const Model *m = e->m;
+    const Layer *layer = m->encoder + index;
+    const Attention *a = e->attention + index % 2;
+    int state = m->state;
+    float *x = e->x + (size_t)first * state;
+    for (int h = 0; h < m->heads; h++) {
+        const float *query = e->query + (size_t)first * state + h * WIDTH;
+        int r = 0;
+        for (; r + TILE_ROWS <= rows; r += TILE_ROWS)
+            attend_rows(e, a, h, query + (size_t)r * state, s->scores, s->rows + (size_t)r * state + h * WIDTH, TILE_ROWS);
+        for (; r < rows; r++)
+            attend_rows(e, a, h, query + (size_t)r * state, s->scores, s->rows + (size_t)r * state + h * WIDTH, 1);
+    }
+    run_layer(&layer->out, s, s->rows, rows, state, x, state, ADD);
+    normalise_rows(layer->mlp_norm, x, s->rows, rows, state);
+    int wide = layer->up.outputs;
+    run_layer(&layer->up, s, s->rows, rows, state, s->wide, wide, SET);
+    gelu_all(s->wide, (size_t)rows * wide);
+    run_layer(&layer->down, s, s->wide, rows, wide, x, state, ADD);
+}
+
+static void put_key(half *keys, int d, int lane, floats from) {
+    half narrow[LANES];
+    store_half(narrow, from);
+    for (int i = 0; i < LANES; i++) keys[(size_t)(d + i) * LANES + lane] = narrow[i];
+}
+
+/* The keys and values of all cross-attentions for rows [first, first + rows). */
+static void finish(Encoding *e, Scratch *s, int first, int rows) {
+    const Model *m = e->m;
+    int state = m->state, ld = m->cross_kv.outputs;
+    normalise_rows(m->encoder_norm, e->x + (size_t)first * state, s->rows, rows, state);
+    run_layer(&m->cross_kv, s, s->rows, rows, state, s->wide, ld, SET);
+    for (int r = 0; r < rows; r++)
+        for (int lh = 0; lh < m->decoder_layers * m->heads; lh++) {
+            int t = first + r, l = lh / m->heads, h = lh % m->heads;
+            const float *source = s->wide + (size_t)r * ld + (size_t)l * 2 * state + h * WIDTH;
+            half *keys = e->keys + ((size_t)lh * e->length + t / LANES * LANES) * WIDTH;
+            half *values = e->values + ((size_t)lh * e->length + t) * WIDTH;
+            for (int d = 0; d < WIDTH; d += LANES) {
+                put_key(keys, d, t % LANES, load(source + d));
+                store_half(values + d, load(source + state + d));
+            }
+        }
+}
+
+/* Encode mel, float32 (2 frames + 2, mels) with a row of zeros before and after, into the keys and
+ * values of a stream, from its first position on. */
+EXPORT void whisper_encode(const Model *m, const float *mel, int32_t frames, half *keys, half *values, int32_t length) {
+    Encoding e = {.m = m, .frames = frames, .padded = (int)rounded_up(frames, TILE), .keys = keys, .values = values,
+                  .length = length};
+    char *at = take_encoding(&e, m->workspace);
+    Quantised q = {.values = e.mel, .scale = &e.mel_scale};
+    Linear whole = {.inputs = (2 * frames + 2) * m->mels, .bytes = 0};
+    float limit = limit_of(&m->conv1), largest = 1e-12f;
+    for (int i = 0; i < whole.inputs; i++) largest = fabsf(mel[i]) > largest ? fabsf(mel[i]) : largest;
+    e.mel_scale = largest / limit;
+    for (int i = 0; i < whole.inputs; i++) e.mel[i] = (int16_t)lrintf(mel[i] / e.mel_scale);
+    (void)q;
+    for (int i = 0; i < 2; i++)
+        for (int h = 0; h < m->heads; h++) {
+            size_t from = ((size_t)h * e.padded + frames / LANES * LANES) * WIDTH;
+            size_t bytes = sizeof(float) * (e.padded - frames / LANES * LANES) * WIDTH;
+            memset(e.attention[i].keys + from, 0, bytes);
+            memset(e.attention[i].values + from, 0, bytes);
+        }
+    Scratch scratch[m->threads];
+    for (int t = 0; t < m->threads; t++) scratch[t] = take_scratch(m, &at, frames);
+    int blocks = (frames + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    int next[m->encoder_layers + 1];
+    memset(next, 0, sizeof next);
+#pragma omp parallel num_threads(m->threads)
+    {
+        Scratch *s = scratch + omp_get_thread_num();
+        for (int layer = 0; layer <= m->encoder_layers; layer++) {
+            for (;;) {
+                int block = __atomic_fetch_add(next + layer, 1, __ATOMIC_RELAXED);
+                if (block >= blocks) break;
+                int first = block * BLOCK_ROWS, rows = frames - first < BLOCK_ROWS ? frames - first : BLOCK_ROWS;
+                if (layer == 0) convolve(&e, s, first, rows);
+                else attend(&e, s, layer - 1, first, rows);
+                if (layer < m->encoder_layers) project(&e, s, layer, first, rows);
+                else finish(&e, s, first, rows);
+            }
+#pragma omp barrier
+        }
+    }
+}
+
+/* Copy positions first, first + stride, ... of one cache of keys and values behind the `used` positions of another. */
+EXPORT void whisper_append(const Model *m, const half *from_keys, const half *from_values, int32_t from_length,
+                           int32_t first, int32_t stride, int32_t count, half *keys, half *values, int32_t length,
+                           int32_t used) {
+    for (int lh = 0; lh < m->decoder_layers * m->heads; lh++)
+        for (int i = 0; i < count; i++) {
+            size_t f = first + (size_t)i * stride, t = used + (size_t)i;
+            memcpy(values + (lh * (size_t)length + t) * WIDTH, from_values + (lh * (size_t)from_length + f) * WIDTH,
+                   sizeof(half) * WIDTH);
+            const half *source = from_keys + (lh * (size_t)from_length + f / LANES * LANES) * WIDTH + f % LANES;
+            half *target = keys + (lh * (size_t)length + t / LANES * LANES) * WIDTH + t % LANES;
+            for (int d = 0; d < WIDTH; d++) target[(size_t)d * LANES] = source[(size_t)d * LANES];
+        }
+}
+
+/* ---- decoder ---------------------------------------------------------------------------------- */
+
+typedef struct {
+    float *x, *normal, *wide, *attended, *logits;
+    Quantised q;
+    float *scores; /* (threads, score_length) */
+    int score_length;
+    Choice *partial; /* (threads, rows) */
+} Decoding;
+
+static void *take_decoding(const Model *m, Decoding *d, char *at, int rows, int wanted, int length) {
+    int widest = 4 * m->state;
+    d->x = take(&at, sizeof(float) * rows * m->state);
+    d->normal = take(&at, sizeof(float) * rows * m->state);
+    d->attended = take(&at, sizeof(float) * rows * m->state);
+    d->wide = take(&at, sizeof(float) * rows * widest);
+    d->q.values = take(&at, sizeof(int16_t) * rows * widest);
+    d->q.scale = take(&at, sizeof(float) * rows);
+    d->q.offset = take(&at, sizeof(int32_t) * rows);
+    d->score_length = (int)rounded_up(length, TILE);
+    d->scores = take(&at, sizeof(float) * m->threads * d->score_length);
+    d->partial = take(&at, sizeof(Choice) * m->threads * (wanted + 1));
+    return at;
+}
+
+/* Bytes of workspace that `whisper_decode` needs; length: of the longest cache. */
+EXPORT int64_t whisper_decode_workspace(const Model *m, int32_t rows, int32_t wanted, int32_t length) {
+    Decoding d;
+    char *at = take_decoding(m, &d, NULL, rows, wanted, length);
+    return at - (char *)NULL;
+}
+
+/* The calling thread's share [*begin, *end) of n pieces. */
+static void share_of(int n, int *begin, int *end) {
+    int threads = omp_get_num_threads(), t = omp_get_thread_num();
+    *begin = (int)((int64_t)n * t / threads);
+    *end = (int)((int64_t)n * (t + 1) / threads);
+}
+
+/* Each thread quantises its share of the rows, and after a barrier computes its share of the outputs. */
+static void shared_layer(const Linear *layer, Decoding *d, const float *rows, int num_rows, int ld, float *out, int out_ld,
+                         Mode mode) {
+    int begin, end;
+    share_of(num_rows, &begin, &end);
+    for (int r = begin; r < end; r++) quantise_row(layer, rows + (size_t)r * ld, &d->q, r);
+#pragma omp barrier
+    share_of(layer->outputs / TILE, &begin, &end);
+    multiply(layer, &d->q, num_rows, begin, end, out, out_ld, mode);
+#pragma omp barrier
+}
+
+static void shared_norm(Norm norm, Decoding *d, int num_rows, int n) {
+    int begin, end;
+    share_of(num_rows, &begin, &end);
+    for (int r = begin; r < end; r++) normalise_row(norm, d->x + (size_t)r * n, d->normal + (size_t)r * n, n);
+    /* the same thread quantises the same rows next: no barrier */
+}
+
+static void attend_own(const float *query, const float *keys, const float *values, int count, float *scores, float *out) {
+    int padded = (int)rounded_up(count, LANES);
+    for (int t = 0; t < count; t++) {
+        floats acc = {0};
+        for (int d = 0; d < WIDTH; d += LANES) acc += load(query + d) * load(keys + (size_t)t * WIDTH + d);
+        scores[t] = sum_of(acc) * 0.125f;
+    }
+    for (int t = count; t < padded; t++) scores[t] = -INFINITY;
+    float scale = 1.0f / exponentials(scores, padded);
+    floats acc[WIDTH / LANES];
+    for (int v = 0; v < WIDTH / LANES; v++) acc[v] = all(0);
+    for (int t = 0; t < count; t++)
+        for (int v = 0; v < WIDTH / LANES; v++) acc[v] += scores[t] * load(values + (size_t)t * WIDTH + v * LANES);
+    for (int v = 0; v < WIDTH / LANES; v++) store(out + v * LANES, acc[v] * scale);
+}
+
+#define SCORE_BLOCKS 4
+
+static void attend_cross(const float *query, const Stream *s, size_t layer_head, float *scores, float *kept, float *out) {
+    const half *keys = s->keys + layer_head * s->length * WIDTH, *values = s->values + layer_head * s->length * WIDTH;
+    int t = 0;
+    for (; t + SCORE_BLOCKS * LANES <= s->length; t += SCORE_BLOCKS * LANES) {
+        floats acc[SCORE_BLOCKS];
+        for (int b = 0; b < SCORE_BLOCKS; b++) acc[b] = all(0);
+        const half *k = keys + (size_t)t * WIDTH;
+        for (int d = 0; d < WIDTH; d++)
+            for (int b = 0; b < SCORE_BLOCKS; b++)
+                acc[b] += query[d] * load_half(k + ((size_t)b * WIDTH + d) * LANES);
+        for (int b = 0; b < SCORE_BLOCKS; b++) store(scores + t + b * LANES, acc[b] * 0.125f);
+    }
+    for (; t < s->length; t += LANES) {
+        floats acc = {0};
+        const half *k = keys + (size_t)t * WIDTH;
+        for (int d = 0; d < WIDTH; d++) acc += query[d] * load_half(k + (size_t)d * LANES);
+        store(scores + t, acc * 0.125f);
+    }
+    if (kept) memcpy(kept, scores, sizeof(float) * s->frames);
+    for (t = 0; t < s->length; t += LANES) store(scores + t, load(scores + t) + load(s->bias + t));
+    float scale = 1.0f / exponentials(scores, s->length);
+    floats acc[2][WIDTH / LANES];
+    for (int v = 0; v < WIDTH / LANES; v++) acc[0][v] = acc[1][v] = all(0);
+    for (t = 0; t < s->length; t += 2)
+        for (int i = 0; i < 2; i++)
+            for (int v = 0; v < WIDTH / LANES; v++)
+                acc[i][v] += scores[t + i] * load_half(values + (size_t)(t + i) * WIDTH + v * LANES);
+    for (int v = 0; v < WIDTH / LANES; v++) store(out + v * LANES, (acc[0][v] + acc[1][v]) * scale);
+}
+
+static void decode_layer(const Model *m, int index, Stream *streams, const Row *rows, int num_rows, Decoding *d) {
+    const Layer *layer = m->decoder + index;
+    int state = m->state, heads = m->heads, ld = layer->qkv.outputs, begin, end;
+    float *scores = d->scores + (size_t)omp_get_thread_num() * d->score_length;
+    shared_norm(layer->attention_norm, d, num_rows, state);
+    shared_layer(&layer->qkv, d, d->normal, num_rows, state, d->wide, ld, SET);
+    share_of(num_rows * heads, &begin, &end);
+    for (int i = begin; i < end; i++) {
+        int r = i / heads, h = i % heads;
+        Stream *s = streams + rows[r].stream;
+        float *own = s->own + (size_t)(index * heads + h) * 2 * s->positions * WIDTH;
+        const float *source = d->wide + (size_t)r * ld + h * WIDTH;
+        memcpy(own + (size_t)rows[r].position * WIDTH, source + state, sizeof(float) * WIDTH);
+        memcpy(own + (size_t)(s->positions + rows[r].position) * WIDTH, source + 2 * state, sizeof(float) * WIDTH);
+    }
+#pragma omp barrier
+    for (int i = begin; i < end; i++) {
+        int r = i / heads, h = i % heads;
+        Stream *s = streams + rows[r].stream;
+        const float *own = s->own + (size_t)(index * heads + h) * 2 * s->positions * WIDTH;
+        attend_own(d->wide + (size_t)r * ld + h * WIDTH, own, own + (size_t)s->positions * WIDTH, rows[r].position + 1,
+                   scores, d->attended + (size_t)r * state + h * WIDTH);
+    }
+#pragma omp barrier
+    shared_layer(&layer->out, d, d->attended, num_rows, state, d->x, state, ADD);
+    shared_norm(layer->cross_norm, d, num_rows, state);
+    shared_layer(&layer->cross_query, d, d->normal, num_rows, state, d->wide, state, SET);
+    for (int i = begin; i < end; i++) {
+        int r = i / heads, h = i % heads, watched = m->watched[index * heads + h];
+        const Stream *s = streams + rows[r].stream;
+        float *kept = rows[r].scores && watched >= 0 ? rows[r].scores + (size_t)watched * s->frames : NULL;
+        attend_cross(d->wide + (size_t)r * state + h * WIDTH, s, (size_t)index * heads + h, scores, kept,
+                     d->attended + (size_t)r * state + h * WIDTH);
+    }
+#pragma omp barrier
+    shared_layer(&layer->cross_out, d, d->attended, num_rows, state, d->x, state, ADD);
+    shared_norm(layer->mlp_norm, d, num_rows, state);
+    int wide = layer->up.outputs;
+    shared_layer(&layer->up, d, d->normal, num_rows, state, d->wide, wide, SET);
+    share_of(num_rows, &begin, &end);
+    for (int r = begin; r < end; r++) gelu_all(d->wide + (size_t)r * wide, wide);
+    shared_layer(&layer->down, d, d->wide, num_rows, wide, d->x, state, ADD);
+}
+
+/* The best of logits [begin, end) with the mask added, and the sum of the exponentials. */
+static void choose_among(const float *logits, const float *mask, int begin, int end, int32_t *best, float *best_logit,
+                         float *log_sum) {
+    *best = -1, *best_logit = -INFINITY, *log_sum = -INFINITY;
+    floats most = all(-INFINITY);
+    int i = begin;
+    for (; i + LANES <= end; i += LANES) most = larger(most, mask ? load(logits + i) + load(mask + i) : load(logits + i));
+    float largest = largest_of(most);
+    for (; i < end; i++) {
+        float x = mask ? logits[i] + mask[i] : logits[i];
+        largest = x > largest ? x : largest;
+    }
+    if (!(largest > -INFINITY)) return;
+    floats sums = {0};
+    for (i = begin; i + LANES <= end; i += LANES)
+        sums += exponential((mask ? load(logits + i) + load(mask + i) : load(logits + i)) - largest);
+    float sum = sum_of(sums);
+    for (; i < end; i++) sum += expf((mask ? logits[i] + mask[i] : logits[i]) - largest);
+    for (i = begin; i < end && (mask ? logits[i] + mask[i] : logits[i]) != largest; i++) {}
+    *best = i, *best_logit = largest, *log_sum = largest + logf(sum);
+}
+
+static float log_add(float a, float b) {
+    float most = a > b ? a : b;
+    return most > -INFINITY ? most + logf(expf(a - most) + expf(b - most)) : most;
+}
+
+/* Logits (wanted, words.outputs) of the wanted rows, and the best of them. num_texts: how many
+ * tokens, from the first, are no timestamps. */
+static void choose(const Model *m, Decoding *d, const Wanted *wanted, int num_wanted, int num_texts, float *logits,
+                   Choice *choices) {
+    int ld = m->words.outputs, begin, end, tiles_begin, tiles_end;
+    share_of(num_wanted, &begin, &end);
+    for (int i = begin; i < end; i++) quantise_row(&m->words, d->normal + (size_t)wanted[i].row * m->state, &d->q, i);
+#pragma omp barrier
+    share_of(ld / TILE, &tiles_begin, &tiles_end);
+    multiply(&m->words, &d->q, num_wanted, tiles_begin, tiles_end, logits, ld, SET);
+    int first = tiles_begin * TILE, stop = tiles_end * TILE;
+    stop = stop < m->vocabulary ? stop : m->vocabulary;
+    Choice *mine = d->partial + (size_t)omp_get_thread_num() * num_wanted;
+    for (int i = 0; i < num_wanted; i++) {
+        const float *row = logits + (size_t)i * ld;
+        int text_stop = stop < num_texts ? stop : num_texts;
+        int from = first > wanted[i].first_time ? first : wanted[i].first_time;
+        int to = stop < wanted[i].end_time ? stop : wanted[i].end_time;
+        choose_among(row, wanted[i].mask, first, text_stop, &mine[i].text, &mine[i].text_logit, &mine[i].text_sum);
+        choose_among(row, NULL, from, to, &mine[i].time, &mine[i].time_logit, &mine[i].time_sum);
+    }
+#pragma omp barrier
+    for (int i = begin; i < end; i++) {
+        Choice best = d->partial[i];
+        for (int t = 1; t < omp_get_num_threads(); t++) {
+            Choice other = d->partial[(size_t)t * num_wanted + i];
+            if (other.text_logit > best.text_logit) best.text = other.text, best.text_logit = other.text_logit;
+            if (other.time_logit > best.time_logit) best.time = other.time, best.time_logit = other.time_logit;
+            best.text_sum = log_add(best.text_sum, other.text_sum);
+            best.time_sum = log_add(best.time_sum, other.time_sum);
+        }
+        choices[i] = best;
+    }
+}
+
+/* Take rows through the decoder, and choose among the logits of the wanted ones.
+ *
+ * Rows of one stream are in order of position, without gaps from what its cache holds.
+ * logits: float32 (num_wanted, words.outputs); choices: (num_wanted,). */
+EXPORT void whisper_decode(const Model *m, Stream *streams, const Row *rows, int32_t num_rows, const Wanted *wanted,
+                           int32_t num_wanted, int32_t num_texts, int32_t longest, float *logits, Choice *choices) {
+    Decoding d;
+    int state = m->state;
+    take_decoding(m, &d, m->workspace, num_rows, num_wanted, longest);
+#pragma omp parallel num_threads(m->threads)
+    {
+        int begin, end;
+        share_of(num_rows, &begin, &end);
+        for (int r = begin; r < end; r++) {
+            const half *token = m->embedding + (size_t)rows[r].token * state;
+            const float *position = m->text_positions + (size_t)rows[r].position * state;
+            for (int i = 0; i < state; i += LANES)
+                store(d.x + (size_t)r * state + i, load_half(token + i) + load(position + i));
+        }
+        for (int layer = 0; layer < m->decoder_layers; layer++) decode_layer(m, layer, streams, rows, num_rows, &d);
+        if (num_wanted) {
+            share_of(num_rows, &begin, &end);
+            shared_norm(m->decoder_norm, &d, num_rows, state);
+#pragma omp barrier
+            choose(m, &d, wanted, num_wanted, num_texts, logits, choices);
+        }
+    }
+}
