@@ -61,7 +61,7 @@ class Stream(Protocol):
 
 
 class Ask(NamedTuple):
-    """Which token may follow the one `at` a place of a feed: one where `mask` is 0, or a timestamp in
+    """Which token may follow the one `at` a place of a feed: where `mask` is 0, or a timestamp in
     [first_time, end_time)."""
 
     at: int
