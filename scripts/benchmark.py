@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import click
 import numpy as np
@@ -37,12 +38,15 @@ from whisper_byoc.benchmarking import (
 from whisper_byoc.errors import ServiceError
 from whisper_byoc.inference.weights import find_weights
 
+if TYPE_CHECKING:
+    from whisper_byoc.inference.voice import VoiceRequest
+
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "tiny.en"
 WARM_UP = ROOT / "whisper_byoc" / "data" / "warm-up.wav"
 SAMPLE_RATE = 16_000
 DECODE_SECONDS = 30
-CPU_FLAGS = ("avx2", "avx512_bf16", "amx_bf16")
+CPU_FLAGS = ("avx2", "avx512_vnni", "avx512_bf16", "amx_bf16")
 PACKAGES = (
     "whisper-byoc",
     "torch",
@@ -53,7 +57,12 @@ PACKAGES = (
 )
 
 Samples = NDArray[np.float32]
-Transcribe = Callable[[Samples], str]
+
+
+class Transcribe(Protocol):
+    """One run, loaded: recordings in, texts out, in order."""
+
+    def __call__(self, recordings: Sequence[Samples], /) -> list[str]: ...
 
 
 class RunFailed(ServiceError):
@@ -71,62 +80,64 @@ class RunFailed(ServiceError):
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What every worker is told. weights: the checkpoint that all but faster-whisper read."""
+    """What every worker is told. weights: the checkpoint that all but faster-whisper read; engine:
+    of `ours`; batch: recordings given at once."""
 
     models_dir: Path
     weights: Path
     threads: int
     url: str
+    engine: str
+    device: str
+    batch: int
 
     @property
     def ctranslate2_dir(self) -> Path:
         return self.models_dir / "ctranslate2" / MODEL
 
 
-def load_ours(setup: Setup, engine: str = "batched") -> Transcribe:
-    """The pipeline of a job, without HTTP and without tasks, one window at a time."""
-    from whisper_byoc.decode import FRAME_SAMPLES, DecodeRequest
-    from whisper_byoc.errors import DecodeError
+def load_ours(setup: Setup, engine: str = "") -> Transcribe:
+    """Recordings as a whole: voice activity, windows, decodes, word times."""
     from whisper_byoc.inference.engine import load_models
-    from whisper_byoc.inference.voice import VoiceModel, VoiceRequest, VoiceState
-    from whisper_byoc.settings import Device, EngineKind, ModelSettings, StreamingSettings
-    from whisper_byoc.streaming.transcriber import MAX_BLOCK_SAMPLES, Transcriber
-    from whisper_byoc.transcript import EndReason, Final
+    from whisper_byoc.inference.voice import VoiceModel
+    from whisper_byoc.recordings import RecordingOptions, transcribe_recordings
+    from whisper_byoc.settings import Device, EngineKind, ModelSettings
 
     prepare_torch(setup.threads)
     [model] = load_models(
         ModelSettings(
             directory=setup.models_dir,
             names=(MODEL,),
-            device=Device.CPU,
-            engine=EngineKind(engine),
+            device=Device(setup.device),
+            engine=EngineKind(engine or setup.engine),
             threads=setup.threads,
         )
     )
     voice = VoiceModel()
-    block_samples = MAX_BLOCK_SAMPLES // FRAME_SAMPLES * FRAME_SAMPLES
 
-    def decode_waiting(transcriber: Transcriber) -> None:
-        while window := transcriber.next_window(live=False):
-            [answer] = model.decode([DecodeRequest(window.samples, deadline=0.0)])
-            if isinstance(answer, DecodeError):
-                raise answer
-            transcriber.receive_hypothesis(answer)
+    class Ours:
+        seconds: ClassVar[dict[str, float]] = {"voice activity": 0.0}
 
-    def transcribe(samples: Samples) -> str:
-        transcriber, state = Transcriber(StreamingSettings()), VoiceState()
-        for start in range(0, len(samples), block_samples):
-            block = samples[start : start + block_samples]
-            frames = np.pad(block, (0, -len(block) % FRAME_SAMPLES)).reshape(-1, FRAME_SAMPLES)
-            [probabilities] = voice.probabilities([VoiceRequest(frames, state)])
-            transcriber.receive_audio(block, probabilities.tolist())
-            decode_waiting(transcriber)
-        transcriber.receive_end(EndReason.EOF)
-        decode_waiting(transcriber)
-        events = transcriber.events_to_send()
-        return " ".join(event.text for event in events if isinstance(event, Final))
+        def __call__(self, recordings: Sequence[Samples]) -> list[str]:
+            texts: list[list[str]] = [[] for _ in recordings]
+            blocks = [[samples] for samples in recordings]
+            found = transcribe_recordings(
+                model, self._probabilities, blocks, RecordingOptions(), setup.batch
+            )
+            for number, segment in found:
+                texts[number].append(segment.text)
+            return [" ".join(parts) for parts in texts]
 
-    return transcribe
+        def _probabilities(self, requests: "Sequence[VoiceRequest]") -> list[Samples]:
+            began = time.perf_counter()
+            result = voice.probabilities(requests)
+            self.seconds["voice activity"] += time.perf_counter() - began
+            return result
+
+        def profile(self) -> dict[str, float]:
+            return self.seconds | dict(getattr(model, "seconds", {}))
+
+    return Ours()
 
 
 def load_openai(setup: Setup) -> Transcribe:
@@ -135,7 +146,13 @@ def load_openai(setup: Setup) -> Transcribe:
 
     prepare_torch(setup.threads)
     model = whisper.load_model(str(setup.weights), device="cpu")
-    return lambda samples: str(model.transcribe(samples, language="en", fp16=False)["text"])
+    return one_by_one(
+        lambda samples: str(model.transcribe(samples, language="en", fp16=False)["text"])
+    )
+
+
+def one_by_one(transcribe: Callable[[Samples], str]) -> Transcribe:
+    return lambda recordings: [transcribe(samples) for samples in recordings]
 
 
 def load_openai_decode(setup: Setup) -> Transcribe:
@@ -152,14 +169,50 @@ def load_openai_decode(setup: Setup) -> Transcribe:
         mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(samples))
         return str(whisper.decode(model, mel, options).text)
 
-    return transcribe
+    return one_by_one(transcribe)
 
 
 def load_faster_whisper(setup: Setup, beam_size: int) -> Transcribe:
     """int8, everything but the beam as it comes."""
+    model = open_faster_whisper(setup)
+
+    def transcribe(samples: Samples) -> str:
+        segments, _ = model.transcribe(samples, language="en", beam_size=beam_size)
+        return "".join(segment.text for segment in segments)
+
+    return one_by_one(transcribe)
+
+
+def load_faster_whisper_batched(setup: Setup) -> Transcribe:
+    """Its pipeline for batches, which takes one recording: ours behind one another, a clip each."""
+    from faster_whisper import BatchedInferencePipeline
+
+    pipeline = BatchedInferencePipeline(open_faster_whisper(setup))
+
+    def transcribe(recordings: Sequence[Samples]) -> list[str]:
+        ends = np.cumsum([len(samples) for samples in recordings]) / SAMPLE_RATE
+        starts = [0.0, *ends[:-1].tolist()]
+        clips = [{"start": a, "end": b} for a, b in zip(starts, ends.tolist(), strict=True)]
+        segments, _ = pipeline.transcribe(
+            np.concatenate(recordings),
+            language="en",
+            beam_size=1,
+            vad_filter=False,
+            clip_timestamps=clips,
+            batch_size=setup.batch,
+        )
+        texts = [""] * len(recordings)
+        for segment in segments:
+            texts[int(np.searchsorted(ends, (segment.start + segment.end) / 2))] += segment.text
+        return texts
+
+    return transcribe
+
+
+def open_faster_whisper(setup: Setup) -> Any:
     from faster_whisper import WhisperModel
 
-    model = WhisperModel(
+    return WhisperModel(
         str(setup.ctranslate2_dir),
         device="cpu",
         compute_type="int8",
@@ -167,12 +220,6 @@ def load_faster_whisper(setup: Setup, beam_size: int) -> Transcribe:
         num_workers=1,
         local_files_only=True,
     )
-
-    def transcribe(samples: Samples) -> str:
-        segments, _ = model.transcribe(samples, language="en", beam_size=beam_size)
-        return "".join(segment.text for segment in segments)
-
-    return transcribe
 
 
 def load_server(setup: Setup) -> Transcribe:
@@ -197,7 +244,10 @@ def load_server(setup: Setup) -> Transcribe:
             await client.delete(job_id)
         return "".join(texts)
 
-    return lambda samples: asyncio.run(send(samples))
+    async def send_all(recordings: Sequence[Samples]) -> list[str]:
+        return await asyncio.gather(*map(send, recordings))
+
+    return lambda recordings: asyncio.run(send_all(recordings))
 
 
 def prepare_torch(threads: int) -> None:
@@ -214,6 +264,7 @@ PEERS: dict[str, Callable[[Setup], Transcribe]] = {
     "openai-decode": load_openai_decode,
     "faster-whisper": lambda setup: load_faster_whisper(setup, beam_size=1),
     "faster-whisper-beam5": lambda setup: load_faster_whisper(setup, beam_size=5),
+    "faster-whisper-batched": load_faster_whisper_batched,
 }
 ROWS = {
     "RTF": "rtf",
@@ -230,10 +281,12 @@ LOADERS = {OURS: load_ours, SERVER: load_server, **PEERS}
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a worker sends back for one clip."""
+    """What a worker sends back for clips given at once. profile: seconds by part since it was
+    loaded, where a run tells."""
 
-    text: str
+    texts: list[str]
     seconds: float
+    profile: dict[str, float]
     peak_rss_mb: float
 
 
@@ -246,11 +299,15 @@ def work(run: str, setup: Setup, connection: Connection) -> None:
         transcribe = LOADERS[run](setup)
         connection.send(time.perf_counter() - began)
         while True:
-            audio = np.frombuffer(connection.recv_bytes(), dtype="<i2")
-            samples = audio.astype(np.float32) / np.float32(32768)
+            recordings = [
+                np.frombuffer(audio, dtype="<i2").astype(np.float32) / np.float32(32768)
+                for audio in connection.recv()
+            ]
             began = time.perf_counter()
-            text = transcribe(samples)
-            connection.send(Answer(text, time.perf_counter() - began, peak_rss_mb()))
+            texts = transcribe(recordings)
+            seconds = time.perf_counter() - began
+            profile = transcribe.profile() if hasattr(transcribe, "profile") else {}
+            connection.send(Answer(texts, seconds, profile, peak_rss_mb()))
     except (EOFError, BrokenPipeError):
         return
     except Exception as error:  # whatever it is, the parent tells it with the run's name
@@ -278,13 +335,14 @@ class Worker:
         self._process, self._connection = process, connection
         self.load_seconds: float = self._receive()
         self.peak_rss_mb = 0.0
+        self.profile: dict[str, float] = {}
 
-    def transcribe(self, audio: bytes) -> Answer:
-        """Raises RunFailed. audio: 16 kHz mono int16."""
+    def transcribe(self, recordings: Sequence[bytes]) -> Answer:
+        """Raises RunFailed. recordings: each 16 kHz mono int16."""
         with suppress(BrokenPipeError):  # `_receive` tells what became of it
-            self._connection.send_bytes(audio)
+            self._connection.send(recordings)
         answer: Answer = self._receive()
-        self.peak_rss_mb = answer.peak_rss_mb
+        self.peak_rss_mb, self.profile = answer.peak_rss_mb, answer.profile
         return answer
 
     def _receive(self) -> Any:
@@ -373,26 +431,35 @@ def make_ctranslate2(setup: Setup) -> None:
 def measure(
     runs: Sequence[str], clips: Sequence[Clip], audio: Sequence[bytes], setup: Setup, repeats: int
 ) -> dict[str, dict[str, Any]]:
-    """Every run on every clip in turn, one at a time. Raises RunFailed."""
+    """Every run on every batch of clips in turn. Raises RunFailed.
+
+    The clips of a batch took the part of its seconds that they have of its audio.
+    """
     results: dict[str, list[Result]] = {run: [] for run in runs}
     warm_up = read_audio(WARM_UP)
     with ExitStack() as stack:
         workers = []
         for run in runs:
             workers.append(stack.enter_context(open_worker(run, setup)))
-            workers[-1].transcribe(warm_up)
+            workers[-1].transcribe([warm_up])
             tell(f"{run} is warm, loading took {workers[-1].load_seconds:.1f} s")
-        for index, clip in enumerate(clips):
+        before = {worker.run: dict(worker.profile) for worker in workers}
+        for number, first in enumerate(range(0, len(clips), setup.batch)):
+            batch = slice(first, first + setup.batch)
             answers: dict[str, list[Answer]] = {run: [] for run in runs}
             for turn in range(repeats):
-                first = (index + turn) % len(workers)
-                for worker in workers[first:] + workers[:first]:
-                    answers[worker.run].append(worker.transcribe(audio[index]))
+                place = (number + turn) % len(workers)
+                for worker in workers[place:] + workers[:place]:
+                    answers[worker.run].append(worker.transcribe(audio[batch]))
+            whole = seconds_of(audio[batch])
             for run, given in answers.items():
-                seconds = tuple(answer.seconds for answer in given)
-                results[run].append(Result(clip, given[0].text, seconds))
-            took = (f"{run} {results[run][-1].median_seconds:.2f} s" for run in runs)
-            tell(f"{index + 1}/{len(clips)} {clip.file}: {', '.join(took)}")
+                for index, clip in enumerate(clips[batch]):
+                    share = seconds_of([audio[first + index]]) / whole
+                    seconds = tuple(answer.seconds * share for answer in given)
+                    results[run].append(Result(clip, given[0].texts[index], seconds))
+            took = (f"{run} {median(a.seconds for a in answers[run]):.2f} s" for run in runs)
+            files = ", ".join(clip.file for clip in clips[batch])
+            tell(f"{min(len(clips), batch.stop)}/{len(clips)} {files[:60]}: {', '.join(took)}")
     # Only now: whisper brings torch, and its threads
     from whisper.normalizers import EnglishTextNormalizer
 
@@ -402,8 +469,18 @@ def measure(
         # A server's memory is not ours to see
         peak = None if worker.run == SERVER else round(worker.peak_rss_mb, 1)
         figures[worker.run] |= {"peak_rss_mb": peak, "load_seconds": round(worker.load_seconds, 2)}
+        if worker.profile:
+            spent = {k: v - before[worker.run].get(k, 0) for k, v in worker.profile.items()}
+            figures[worker.run]["profile"] = shares(spent, results[worker.run])
     add_speedups(figures, BASELINE)
     return figures
+
+
+def shares(spent: dict[str, float], results: Sequence[Result]) -> dict[str, float]:
+    """Percent of a run's time by part; the rest is Python, and what goes with it."""
+    total = sum(sum(result.seconds) for result in results)
+    known = {part: round(100 * seconds / total, 1) for part, seconds in spent.items()}
+    return known | {"rest": round(100 - sum(known.values()), 1)}
 
 
 def seconds_of(audio: Sequence[bytes]) -> float:
@@ -448,13 +525,16 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def show(report: dict[str, Any]) -> None:
+def show(report: dict[str, Any], profile: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
     about, runs = report["machine"], report["runs"]
     table = Table("", *runs)
-    table.title = f"{report['files']} files, {report['audio_seconds'] / 60:.1f} min, {MODEL}"
+    table.title = (
+        f"{report['files']} files, {report['audio_seconds'] / 60:.1f} min, {MODEL},"
+        f" {report['batch']} at a time"
+    )
     table.caption = f"{about['cpu']}, {about['cores']} threads, {' '.join(about['flags'])}"
     for title, key in ROWS.items():
         table.add_row(title, *(cell(values.get(key)) for values in runs.values()))
@@ -462,6 +542,11 @@ def show(report: dict[str, Any]) -> None:
     for group in runs[OURS]["wer_by_group"]:
         rates = (cell(values["wer_by_group"][group]) for values in runs.values())
         table.add_row(f"WER % in {group}", *rates)
+    if profile:
+        table.add_section()
+        told = {run: values.get("profile", {}) for run, values in runs.items()}
+        for part in dict.fromkeys(part for parts in told.values() for part in parts):
+            table.add_row(f"% of time in {part}", *(cell(told[run].get(part)) for run in runs))
     Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
 
 
@@ -490,6 +575,12 @@ def main() -> None:
     default=num_cores,
     help="Of each run; all cores when left out.",
 )
+@click.option("--batch", type=click.IntRange(1), default=1, help="Files given at once.")
+@click.option(
+    "--engine", type=click.Choice(["batched", "reference"]), default="batched", help="Of ours."
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Of ours.")
+@click.option("--profile", is_flag=True, help="Show where ours spends its time.")
 @click.option("--repeats", type=click.IntRange(1), default=1, help="Take the median of so many.")
 @click.option("--url", default="", help="Measure the service that runs there, too.")
 @click.option(
@@ -507,11 +598,15 @@ def offline(
     peers: str,
     only_json: bool,
     threads: int,
+    batch: int,
+    engine: str,
+    device: str,
+    profile: bool,
     repeats: int,
     url: str,
     models_dir: Path,
 ) -> None:
-    """Whole files, one at a time: WER, RTF and peak memory of this project and its peers.
+    """Whole files: WER, RTF and peak memory of this project and its peers.
 
     The manifest has columns `file` (beside it) and `reference text`. Every run has a process of its
     own; for each file they take turns. Timed is samples in, text out. The last line printed is a
@@ -523,7 +618,9 @@ def offline(
         audio = [read_audio(manifest.parent / clip.file) for clip in clips]
         if "openai-decode" in runs and max(map(len, audio)) > 2 * DECODE_SECONDS * SAMPLE_RATE:
             tell(f"openai-decode hears only the first {DECODE_SECONDS} s of a file")
-        setup = Setup(models_dir, find_weights(models_dir, MODEL), threads, url)
+        setup = Setup(
+            models_dir, find_weights(models_dir, MODEL), threads, url, engine, device, batch
+        )
         if any(run.startswith("faster-whisper") for run in runs):
             make_ctranslate2(setup)
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
@@ -531,6 +628,7 @@ def offline(
             "machine": machine(threads),
             "versions": versions(),
             "model": MODEL,
+            "batch": batch,
             "files": len(clips),
             "audio_seconds": round(seconds_of(audio), 3),
             "runs": measure(runs, clips, audio, setup, repeats),
@@ -542,7 +640,7 @@ def offline(
         tell("interrupted")
         sys.exit(130)
     if not only_json:
-        show(report)
+        show(report, profile)
     print(json.dumps(report))
 
 

@@ -23,6 +23,29 @@ class Task(StrEnum):
     TRANSLATE = "translate"
 
 
+class Rung(StrEnum):
+    """Which attempt gave a hypothesis: the safety ladder, from the first to the last."""
+
+    FIRST = "first"
+    PADDED = "padded"
+    """Encoded padded to 30 s, without a prompt."""
+    SAMPLED = "sampled"
+    """At a temperature above 0."""
+    NONE = "none"
+    """None was believable: the most probable that does not loop."""
+
+
+class Trip(StrEnum):
+    """Why a first attempt was not believed."""
+
+    CAP = "cap"
+    """More tokens than that much audio can hold."""
+    LOOP = "loop"
+    """It repeats itself, and compresses well."""
+    IMPROBABLE = "improbable"
+    """Its mean log-probability is under Whisper's limit."""
+
+
 @dataclass(frozen=True, slots=True)
 class DecodeRequest:
     """One window of one stream, to be decoded once.
@@ -33,6 +56,8 @@ class DecodeRequest:
     prompt: text that the decoder is told came before, or None.
     word_times: whether `Hypothesis.words` is wanted.
     draft: what the text may begin with, say the last hypothesis: changes the cost, not the words.
+    timestamps: whether the decoder is to put Whisper's timestamps into the text, which gives
+    `Hypothesis.spans`.
     """
 
     samples: NDArray[np.float32]
@@ -42,6 +67,16 @@ class DecodeRequest:
     prompt: str | None = None
     word_times: bool = True
     draft: str = ""
+    timestamps: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What the decoder put between two timestamps, in seconds from the start of the window."""
+
+    start: float
+    end: float
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +88,8 @@ class Hypothesis:
     no_speech_prob: probability of Whisper's no-speech token.
     compression_ratio: text bytes over deflated bytes; above 2.4 Whisper calls it a loop.
     temperature: the one that gave this text; 0 is greedy.
+    rung: of the ladder, that gave it; trip: why the first attempt did not, or None.
+    spans: of the text, where timestamps were asked for.
     """
 
     text: str
@@ -62,3 +99,6 @@ class Hypothesis:
     no_speech_prob: float = 0.0
     compression_ratio: float = 1.0
     temperature: float = 0.0
+    rung: Rung = Rung.FIRST
+    trip: Trip | None = None
+    spans: tuple[Span, ...] = ()

@@ -354,7 +354,7 @@ class Job:
             return
         seconds = self._loop.time() - began
         self._decode_seconds += seconds
-        self._services.metrics.observe_decode(window.purpose.name.lower(), seconds)
+        self._services.metrics.observe_decode(window.purpose.name.lower(), seconds, hypothesis)
         self._transcriber.receive_hypothesis(hypothesis)
         self._publish()
         self._decoded.set()

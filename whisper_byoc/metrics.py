@@ -12,6 +12,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from whisper_byoc.decode import Hypothesis
 from whisper_byoc.transcript import EndReason, Event, Final
 
 # A second series for every counter would tell nothing here.
@@ -47,6 +48,18 @@ class Metrics:
             buckets=_DECODE_BUCKETS,
             registry=self._registry,
         )
+        self._rungs = Counter(
+            "whisper_decodes_total",
+            "Decodes by the rung of the safety ladder that gave their text",
+            ["rung"],
+            registry=self._registry,
+        )
+        self._trips = Counter(
+            "whisper_ladder_trips_total",
+            "First attempts at a decode that were not believed, by reason",
+            ["reason"],
+            registry=self._registry,
+        )
         self._events = Counter(
             "whisper_events_total", "Events sent", ["type"], registry=self._registry
         )
@@ -69,8 +82,11 @@ class Metrics:
     def count_job_ended(self, reason: EndReason) -> None:
         self._jobs_ended.labels(reason.value).inc()
 
-    def observe_decode(self, purpose: str, seconds: float) -> None:
+    def observe_decode(self, purpose: str, seconds: float, hypothesis: Hypothesis) -> None:
         self._decode_seconds.labels(purpose).observe(seconds)
+        self._rungs.labels(hypothesis.rung.value).inc()
+        if hypothesis.trip is not None:
+            self._trips.labels(hypothesis.trip.value).inc()
 
     def exposition(self) -> bytes:
         return generate_latest(self._registry)

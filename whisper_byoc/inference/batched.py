@@ -3,7 +3,10 @@
 import base64
 import gzip
 import math
-from collections.abc import Sequence
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,29 +22,25 @@ from whisper.tokenizer import LANGUAGES, Tokenizer, get_tokenizer
 from whisper.utils import compression_ratio
 
 from whisper_byoc.audio import SAMPLE_RATE
-from whisper_byoc.decode import DecodeRequest, Hypothesis
+from whisper_byoc.decode import DecodeRequest, Hypothesis, Rung, Span, Trip
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.alignment import token_times
-from whisper_byoc.inference.decoding import Decode, Decoded, Rules, Window, decode_all
+from whisper_byoc.inference.decoding import Decode, Decoded, Rules, Window, decode_all, spans_of
+from whisper_byoc.inference.ladder import TEMPERATURES, find_trip
 from whisper_byoc.inference.network import MAX_FRAMES, Ask, Dimensions, Feed
 from whisper_byoc.inference.precision import Branch, choose_branch, open_network
-from whisper_byoc.inference.reference import (
-    APPENDED,
-    MAX_NO_SPEECH_PROBABILITY,
-    MIN_AVG_LOGPROB,
-    PREPENDED,
-    TEMPERATURES,
-)
-from whisper_byoc.loops import is_loop
+from whisper_byoc.inference.reference import APPENDED, PREPENDED
 from whisper_byoc.transcript import Word
 
 FRAMES_PER_SECOND = 50
 BUCKET_FRAMES = FRAMES_PER_SECOND
 """Windows are rounded up to 1 s, so that kernels made for a length are used again."""
-TAIL_STRIDE = 16
-"""Of the silence behind the window the decoder sees every 16th frame, with the weight of 16."""
-FLOOR_STEP = 0.1
+TAIL_STRIDE = 8
+"""Of the silence behind the window the decoder sees every 8th frame, with the weight of 8."""
+FLOOR_STEP = 0.5
 """Clips whose digital silence is this near in the log-mel share a tail."""
+_USUAL_FLOORS = (-1.5, -1.0, -0.5)
+"""Of everything from silence to speech at full volume."""
 _MULTILINGUAL_VOCABULARY = 51865
 
 
@@ -53,23 +52,22 @@ class _Attempt:
     tokenizer: Tokenizer
     window: Window
     decoded: Decoded
+    rung: Rung = Rung.FIRST
     temperature: float = 0.0
+    first_trip: Trip | None = None
 
     @property
     def text(self) -> str:
         return str(self.tokenizer.decode(self.decoded.tokens)).strip()
 
     @property
-    def loops(self) -> bool:
-        text = self.text
-        incomplete = not self.decoded.complete
-        return incomplete or (bool(text) and is_loop(text.split(), compression_ratio(text)))
-
-    @property
-    def believable(self) -> bool:
-        """Whether Whisper's rules ask for no further attempt."""
-        silent = self.decoded.no_speech_prob > MAX_NO_SPEECH_PROBABILITY
-        return not self.loops and (silent or self.decoded.avg_logprob >= MIN_AVG_LOGPROB)
+    def trip(self) -> Trip | None:
+        """Why Whisper's rules, and ours, ask for another attempt; None when they do not."""
+        if not self.decoded.complete:
+            return Trip.CAP
+        text, decoded = self.text, self.decoded
+        ratio = compression_ratio(text) if text else 1.0
+        return find_trip(text, ratio, decoded.no_speech_prob, decoded.avg_logprob)
 
 
 class BatchedModel:
@@ -104,6 +102,16 @@ class BatchedModel:
         )
         self._rules = Rules(self._tokenizer("en", "transcribe"), dims.n_vocab, self._network)
         self._tails: dict[int, Any] = {}
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        if not full_padding:
+            for level in _USUAL_FLOORS:
+                self._tail(level)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Where the time of all decodes has gone, by part."""
+        parts = self._network.seconds or {"network": self._seconds["network"]}
+        return {part: self._seconds[part] for part in ("mel", "word times")} | parts
 
     def decode(self, requests: Sequence[DecodeRequest]) -> list[Hypothesis | DecodeError]:
         try:
@@ -117,37 +125,40 @@ class BatchedModel:
     def _decode(self, requests: Sequence[DecodeRequest]) -> list[Hypothesis]:
         attempts = [self._encode(request, self._full_padding) for request in requests]
         self._fill(attempts)
-        return [self._hypothesis(attempt) for attempt in self._climb(attempts)]
+        climbed = self._climb(attempts)
+        with self._timed("word times"):
+            return [self._hypothesis(attempt) for attempt in climbed]
 
     def _climb(self, first: list[_Attempt]) -> list[_Attempt]:
         """The ladder: padded to 30 s, then Whisper's temperatures; the best when none will do."""
         best = list(first)
-        open_places = [place for place, attempt in enumerate(first) if not attempt.believable]
-        tried = {place: [first[place]] for place in open_places}
+        tried = {place: [attempt] for place, attempt in enumerate(first) if attempt.trip}
         # A prompt is dropped: what loops often took its beginning from there.
         padded = {
-            place: self._encode(
-                replace(first[place].request, prompt=None, draft=""), full_padding=True
-            )
-            for place in open_places
+            place: self._encode(replace(attempt.request, prompt=None, draft=""), full_padding=True)
+            for place, [attempt] in tried.items()
         }
         for temperature in TEMPERATURES:
-            rung = [
-                replace(padded[place], decoded=Decoded(), temperature=temperature)
-                for place in open_places
-            ]
-            self._fill(rung)
-            for place, attempt in zip(open_places, rung, strict=True):
+            rung = {
+                place: replace(
+                    padded[place],
+                    decoded=Decoded(),
+                    temperature=temperature,
+                    rung=Rung.SAMPLED if temperature else Rung.PADDED,
+                    first_trip=attempts[0].trip,
+                )
+                for place, attempts in tried.items()
+            }
+            self._fill(list(rung.values()))
+            for place, attempt in rung.items():
                 tried[place].append(attempt)
-                if attempt.believable:
+                if not attempt.trip:
                     best[place] = attempt
                     del tried[place]
-            open_places = list(tried)
-            if not open_places:
-                break
         for place, attempts in tried.items():
-            straight = [attempt for attempt in attempts if not attempt.loops]
-            best[place] = max(straight, key=lambda it: it.decoded.avg_logprob, default=attempts[0])
+            straight = [attempt for attempt in attempts if attempt.trip is Trip.IMPROBABLE]
+            chosen = max(straight, key=lambda it: it.decoded.avg_logprob, default=attempts[0])
+            best[place] = replace(chosen, rung=Rung.NONE, first_trip=attempts[0].trip)
         return best
 
     def _fill(self, attempts: Sequence[_Attempt]) -> None:
@@ -163,7 +174,8 @@ class BatchedModel:
                     self._network, attempt.window, self._rules, attempt.temperature, generator, keep
                 )
             )
-        decode_all(self._network, decodes)
+        with self._timed("network"):
+            decode_all(self._network, decodes)
         for attempt, decode in zip(attempts, decodes, strict=True):
             attempt.decoded = decode.result
 
@@ -173,21 +185,27 @@ class BatchedModel:
         encoded = MAX_FRAMES
         if not full_padding:
             encoded = min(MAX_FRAMES, math.ceil(num_frames / BUCKET_FRAMES) * BUCKET_FRAMES)
-        mel = log_mel(request.samples, encoded, self._network.dims.n_mels)
+        with self._timed("mel"):
+            mel = log_mel(request.samples, encoded, self._network.dims.n_mels)
         tail = self._tail(silence_level(mel)) if encoded < MAX_FRAMES else None
-        audio = self._network.encode(mel, tail, TAIL_STRIDE)
+        with self._timed("network"):
+            audio = self._network.encode(mel, tail, TAIL_STRIDE)
         language = request.language if self._multilingual else "en"
         if language is None:
             language = self._detect(audio)
         tokenizer = self._tokenizer(language, request.task.value)
         prompt = self._prompt(tokenizer, request.prompt)
-        prefix = (*prompt, *tokenizer.sot_sequence_including_notimestamps)
+        start = tokenizer.sot_sequence_including_notimestamps
+        if request.timestamps:
+            start = tokenizer.sot_sequence
         draft = self._draft(tokenizer, request.draft)
-        window = Window(audio, num_frames, prefix, len(prompt), seconds, draft)
+        window = Window(
+            audio, num_frames, (*prompt, *start), len(prompt), seconds, draft, request.timestamps
+        )
         return _Attempt(request, tokenizer, window, Decoded())
 
     def _tail(self, level: float) -> Any:
-        """Keys and values of every 16th frame of 30 s of digital silence, encoded once."""
+        """Keys and values of every 8th frame of 30 s of digital silence, encoded once."""
         step = round(level / FLOOR_STEP)
         if step not in self._tails:
             silence = torch.full((self._network.dims.n_mels, 2 * MAX_FRAMES), step * FLOOR_STEP)
@@ -207,6 +225,12 @@ class BatchedModel:
 
     def _draft(self, tokenizer: Tokenizer, draft: str) -> tuple[int, ...]:
         return tuple(tokenizer.encode(" " + draft.strip(), disallowed_special=())) if draft else ()
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._seconds[part] += time.perf_counter() - began
 
     def _prompt(self, tokenizer: Tokenizer, prompt: str | None) -> tuple[int, ...]:
         if not prompt:
@@ -232,18 +256,31 @@ class BatchedModel:
             no_speech_prob=attempt.decoded.no_speech_prob,
             compression_ratio=compression_ratio(text) if text else 1.0,
             temperature=attempt.temperature,
+            rung=attempt.rung,
+            trip=attempt.first_trip,
+            spans=self._spans(attempt),
         )
+
+    def _spans(self, attempt: _Attempt) -> tuple[Span, ...]:
+        if not attempt.request.timestamps:
+            return ()
+        return spans_of(attempt.decoded.tokens, attempt.tokenizer, attempt.window.seconds)
 
     def _words(self, attempt: _Attempt) -> tuple[Word, ...]:
         """Words with their times; a token is as probable as it was when it was chosen."""
         decoded, tokenizer = attempt.decoded, attempt.tokenizer
-        if not decoded.tokens or decoded.attention is None:
+        texts_at = [
+            place for place, token in enumerate(decoded.tokens) if token < self._rules.first_time
+        ]
+        if not texts_at or decoded.attention is None:
             return ()
-        times = token_times(decoded.attention)
+        rows = [*texts_at, *([len(decoded.tokens)] if decoded.complete else [])]
+        times = token_times(decoded.attention[:, rows])
         if not decoded.complete:
             times = np.append(times, attempt.window.num_frames / FRAMES_PER_SECOND)
-        probabilities = np.exp(decoded.logprobs)
-        texts, token_groups = tokenizer.split_to_word_tokens([*decoded.tokens, tokenizer.eot])
+        probabilities = np.exp(np.array(decoded.logprobs)[texts_at])
+        words = [decoded.tokens[place] for place in texts_at]
+        texts, token_groups = tokenizer.split_to_word_tokens([*words, tokenizer.eot])
         timings = []
         first = 0
         for text, tokens in zip(texts[:-1], token_groups[:-1], strict=True):

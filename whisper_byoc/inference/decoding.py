@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from whisper.tokenizer import Tokenizer
 
+from whisper_byoc.decode import Span
 from whisper_byoc.inference.network import NUM_TIMESTAMPS, Ask, Choice, Encoded, Feed, Network
 
 TOKENS_PER_SECOND = 8
 SPARE_TOKENS = 16
 """Speech has fewer than 8 tokens a second; a decode that needs more goes round in circles."""
+TIMESTAMP_SECONDS = 0.02
 MAX_FIRST_TIME = 50
 """Whisper's: the first timestamp is at most 1 s, in steps of 0.02 s."""
 
@@ -57,6 +59,24 @@ class Decoded:
     def avg_logprob(self) -> float:
         """Whisper's: the end of the text counts as a token."""
         return sum(self.logprobs) / max(1, len(self.logprobs))
+
+
+def spans_of(tokens: Sequence[int], tokenizer: Tokenizer, end: float) -> tuple[Span, ...]:
+    """The text between timestamps; what has no second one lasts until `end`, in seconds."""
+    spans: list[Span] = []
+    start, text = 0.0, list[int]()
+    for token in tokens:
+        if token < tokenizer.timestamp_begin:
+            text.append(token)
+            continue
+        time = (token - tokenizer.timestamp_begin) * TIMESTAMP_SECONDS
+        if text:
+            spans.append(Span(start, time, str(tokenizer.decode(text)).strip()))
+            text = []
+        start = time
+    if text:
+        spans.append(Span(start, max(start, end), str(tokenizer.decode(text)).strip()))
+    return tuple(spans)
 
 
 class Rules:

@@ -28,6 +28,7 @@ from whisper_byoc.inference.network import (
 
 MAX_ROWS = 64
 """Tokens of one call; longer prompts go in pieces."""
+PARTS = ("convolution", "encoder", "cross K/V", "decoder step", "vocabulary projection")
 FOLDER = Path(__file__).resolve().parents[1] / "native"
 
 Array = NDArray[Any]
@@ -84,6 +85,7 @@ class _Model(Structure):
         ("decoder", POINTER(_Layer)),
         ("watched", c_void_p),
         ("workspace", c_void_p),
+        ("seconds", c_void_p),
     ]
 
 
@@ -216,7 +218,9 @@ class NativeNetwork:
         watched = np.full((dims.n_text_layer, dims.n_text_head), -1, dtype=np.int32)
         for index, (layer, head) in enumerate(alignment_heads):
             watched[layer, head] = index
+        self._seconds = np.zeros(len(PARTS))
         self._model = self._pack(weights, watched)
+        self._model.seconds = self._seconds.ctypes.data
 
     def encode(
         self, mel: Tensor, tail: NativeEncoded | None = None, stride: int = 1
@@ -242,6 +246,11 @@ class NativeNetwork:
         thin = self._new_encoded(0, count)
         self._append(encoded, stride // 2, stride, count, thin, 0)
         return thin
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Where time has gone since the weights were loaded."""
+        return dict(zip(PARTS, self._seconds.tolist(), strict=True))
 
     def mask(self, values: NDArray[np.float32]) -> int:
         mask = np.ascontiguousarray(values, dtype=np.float32)

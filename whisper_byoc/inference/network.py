@@ -95,6 +95,11 @@ class Network(Protocol):
 
     dims: Dimensions
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Where time has gone since the weights were loaded, by part, if that can be told."""
+        ...
+
     def encode(self, mel: Tensor, tail: Any = None, stride: int = 1) -> Encoded:
         """Encode mel, float32 (n_mels, 2n), n at most 1500.
 

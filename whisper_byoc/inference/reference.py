@@ -11,23 +11,22 @@ from whisper.decoding import DecodingResult
 from whisper.timing import find_alignment, merge_punctuations
 from whisper.tokenizer import LANGUAGES, get_tokenizer
 
-from whisper_byoc.decode import DecodeRequest, Hypothesis
+from whisper_byoc.audio import SAMPLE_RATE
+from whisper_byoc.decode import DecodeRequest, Hypothesis, Rung, Span, Trip
 from whisper_byoc.errors import DecodeError
-from whisper_byoc.loops import is_loop
+from whisper_byoc.inference.decoding import spans_of
+from whisper_byoc.inference.ladder import TEMPERATURES, find_trip
 from whisper_byoc.transcript import Word
-
-MIN_AVG_LOGPROB = -1.0
-MAX_NO_SPEECH_PROBABILITY = 0.6
-TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-"""Thresholds and fallbacks of openai-whisper's `transcribe`."""
 
 PREPENDED = "\"'“¿([{-"
 APPENDED = "\"'.。,，!！?？:：”)]}、"
 """Punctuation that belongs to the following and to the preceding word (whisper/timing.py)."""
 
 
-def loops(result: DecodingResult) -> bool:
-    return is_loop(result.text.split(), result.compression_ratio)
+def trip_of(result: DecodingResult) -> Trip | None:
+    return find_trip(
+        result.text, result.compression_ratio, result.no_speech_prob, result.avg_logprob
+    )
 
 
 class ReferenceModel:
@@ -65,7 +64,7 @@ class ReferenceModel:
             device=self.device,
         )
         mel = whisper.pad_or_trim(mel, N_FRAMES)
-        result = self._decode_with_fallback(mel, request)
+        result, rung, trip = self._decode_with_fallback(mel, request)
         words = self._words(mel, result, request) if request.word_times else ()
         return Hypothesis(
             text=result.text.strip(),
@@ -75,9 +74,20 @@ class ReferenceModel:
             no_speech_prob=result.no_speech_prob,
             compression_ratio=result.compression_ratio,
             temperature=result.temperature,
+            rung=rung,
+            trip=trip,
+            spans=self._spans(result, request),
         )
 
-    def _decode_with_fallback(self, mel: torch.Tensor, request: DecodeRequest) -> DecodingResult:
+    def _spans(self, result: DecodingResult, request: DecodeRequest) -> tuple[Span, ...]:
+        if not request.timestamps:
+            return ()
+        tokenizer = get_tokenizer(self._model.is_multilingual)
+        return spans_of(result.tokens, tokenizer, len(request.samples) / SAMPLE_RATE)
+
+    def _decode_with_fallback(
+        self, mel: torch.Tensor, request: DecodeRequest
+    ) -> tuple[DecodingResult, Rung, Trip | None]:
         """Greedy first; while the text loops or is improbable, the next temperature.
 
         When none will do, the most probable one that does not loop, else greedy's: Whisper takes
@@ -87,13 +97,14 @@ class ReferenceModel:
         attempts: list[DecodingResult] = []
         for temperature in TEMPERATURES:
             result = whisper.decode(self._model, features, self._options(request, temperature))
-            silent = result.no_speech_prob > MAX_NO_SPEECH_PROBABILITY
-            if not loops(result) and (silent or result.avg_logprob >= MIN_AVG_LOGPROB):
-                return result
             attempts.append(result)
+            if not trip_of(result):
+                rung = Rung.SAMPLED if temperature else Rung.FIRST
+                return result, rung, trip_of(attempts[0])
             features = result.audio_features  # saves the next attempt the encoder
-        straight = [attempt for attempt in attempts if not loops(attempt)]
-        return max(straight, key=lambda attempt: attempt.avg_logprob, default=attempts[0])
+        straight = [attempt for attempt in attempts if trip_of(attempt) is Trip.IMPROBABLE]
+        best = max(straight, key=lambda attempt: attempt.avg_logprob, default=attempts[0])
+        return best, Rung.NONE, trip_of(attempts[0])
 
     def _options(self, request: DecodeRequest, temperature: float) -> whisper.DecodingOptions:
         return whisper.DecodingOptions(
@@ -101,7 +112,7 @@ class ReferenceModel:
             language=request.language if self._model.is_multilingual else "en",
             temperature=temperature,
             prompt=self._prompt(request.prompt),
-            without_timestamps=True,
+            without_timestamps=not request.timestamps,
             fp16=self.device != "cpu",
         )
 

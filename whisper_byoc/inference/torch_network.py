@@ -131,6 +131,11 @@ class TorchNetwork:
         self.slots = _Slots(dims, num_slots, len(self.alignment_heads), device, dtype)
         self._graphs: dict[int, _Graph] = {}
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Not told apart: a device works on while Python hands it the next part."""
+        return {}
+
     @torch.inference_mode()
     def encode(
         self, mel: Tensor, tail: TorchEncoded | None = None, stride: int = 1

@@ -7,6 +7,7 @@
 #include "kernels.h"
 
 #include <omp.h>
+#include <time.h>
 
 #define WIDTH 64 /* of a head, in every Whisper model */
 #define BLOCK_ROWS 24 /* encoder rows that one thread takes through a layer while they are in its cache */
@@ -31,7 +32,10 @@ typedef struct {
     const Layer *encoder, *decoder;
     const int32_t *watched; /* (decoder layers, heads): which row of `scores` a head's scores go to, or -1 */
     char *workspace;        /* 64-byte aligned */
+    double *seconds;        /* of the first thread, by `Part` */
 } Model;
+
+typedef enum { CONVOLUTION, ENCODER, CROSS, DECODER, PROJECTION, PARTS } Part;
 
 /* One stream's caches. keys: (layers, heads, length/LANES, WIDTH, LANES); values: (layers, heads,
  * length, WIDTH); bias: (length,), added to the scores; length a multiple of LANES.
@@ -67,6 +71,16 @@ EXPORT int32_t whisper_lanes(void) { return LANES; }
 EXPORT int32_t whisper_tile(void) { return TILE; }
 EXPORT int32_t whisper_takes_bytes(void) { return HAS_BYTES; }
 EXPORT int32_t whisper_half_bytes(void) { return sizeof(half); }
+
+/* Add the time since *since to a part's, and set *since to now. */
+static void count_time(const Model *m, Part part, double *since) {
+    if (omp_get_thread_num()) return;
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    double now = (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+    if (*since > 0) m->seconds[part] += now - *since;
+    *since = now;
+}
 
 static size_t rounded_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
@@ -293,13 +307,11 @@ EXPORT void whisper_encode(const Model *m, const float *mel, int32_t frames, hal
     Encoding e = {.m = m, .frames = frames, .padded = (int)rounded_up(frames, TILE), .keys = keys, .values = values,
                   .length = length};
     char *at = take_encoding(&e, m->workspace);
-    Quantised q = {.values = e.mel, .scale = &e.mel_scale};
-    Linear whole = {.inputs = (2 * frames + 2) * m->mels, .bytes = 0};
-    float limit = limit_of(&m->conv1), largest = 1e-12f;
-    for (int i = 0; i < whole.inputs; i++) largest = fabsf(mel[i]) > largest ? fabsf(mel[i]) : largest;
-    e.mel_scale = largest / limit;
-    for (int i = 0; i < whole.inputs; i++) e.mel[i] = (int16_t)lrintf(mel[i] / e.mel_scale);
-    (void)q;
+    int count = (2 * frames + 2) * m->mels;
+    float largest = 1e-12f;
+    for (int i = 0; i < count; i++) largest = fabsf(mel[i]) > largest ? fabsf(mel[i]) : largest;
+    e.mel_scale = largest / limit_of(&m->conv1);
+    for (int i = 0; i < count; i++) e.mel[i] = (int16_t)lrintf(mel[i] / e.mel_scale);
     for (int i = 0; i < 2; i++)
         for (int h = 0; h < m->heads; h++) {
             size_t from = ((size_t)h * e.padded + frames / LANES * LANES) * WIDTH;
@@ -315,6 +327,8 @@ EXPORT void whisper_encode(const Model *m, const float *mel, int32_t frames, hal
 #pragma omp parallel num_threads(m->threads)
     {
         Scratch *s = scratch + omp_get_thread_num();
+        double since = 0;
+        count_time(m, CONVOLUTION, &since);
         for (int layer = 0; layer <= m->encoder_layers; layer++) {
             for (;;) {
                 int block = __atomic_fetch_add(next + layer, 1, __ATOMIC_RELAXED);
@@ -322,10 +336,13 @@ EXPORT void whisper_encode(const Model *m, const float *mel, int32_t frames, hal
                 int first = block * BLOCK_ROWS, rows = frames - first < BLOCK_ROWS ? frames - first : BLOCK_ROWS;
                 if (layer == 0) convolve(&e, s, first, rows);
                 else attend(&e, s, layer - 1, first, rows);
+                count_time(m, layer ? ENCODER : CONVOLUTION, &since);
                 if (layer < m->encoder_layers) project(&e, s, layer, first, rows);
                 else finish(&e, s, first, rows);
+                count_time(m, layer < m->encoder_layers ? ENCODER : CROSS, &since);
             }
 #pragma omp barrier
+            count_time(m, ENCODER, &since);
         }
     }
 }
@@ -569,6 +586,8 @@ EXPORT void whisper_decode(const Model *m, Stream *streams, const Row *rows, int
 #pragma omp parallel num_threads(m->threads)
     {
         int begin, end;
+        double since = 0;
+        count_time(m, DECODER, &since);
         share_of(num_rows, &begin, &end);
         for (int r = begin; r < end; r++) {
             const half *token = m->embedding + (size_t)rows[r].token * state;
@@ -577,11 +596,13 @@ EXPORT void whisper_decode(const Model *m, Stream *streams, const Row *rows, int
                 store(d.x + (size_t)r * state + i, load_half(token + i) + load(position + i));
         }
         for (int layer = 0; layer < m->decoder_layers; layer++) decode_layer(m, layer, streams, rows, num_rows, &d);
+        count_time(m, DECODER, &since);
         if (num_wanted) {
             share_of(num_rows, &begin, &end);
             shared_norm(m->decoder_norm, &d, num_rows, state);
 #pragma omp barrier
             choose(m, &d, wanted, num_wanted, num_texts, logits, choices);
+            count_time(m, PROJECTION, &since);
         }
     }
 }

@@ -1,0 +1,21 @@
+"""The safety ladder: which texts of the decoder are not believed, and what is tried next (pure).
+
+Thresholds and temperatures are those of openai-whisper's `transcribe`.
+"""
+
+from whisper_byoc.decode import Trip
+from whisper_byoc.loops import is_loop
+
+MIN_AVG_LOGPROB = -1.0
+MAX_NO_SPEECH_PROBABILITY = 0.6
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+def find_trip(
+    text: str, compression_ratio: float, no_speech_prob: float, avg_logprob: float
+) -> Trip | None:
+    """Why a complete text asks for another attempt; None when it does not."""
+    if text and is_loop(text.split(), compression_ratio):
+        return Trip.LOOP
+    silent = no_speech_prob > MAX_NO_SPEECH_PROBABILITY
+    return Trip.IMPROBABLE if avg_logprob < MIN_AVG_LOGPROB and not silent else None

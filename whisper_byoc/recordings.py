@@ -1,0 +1,124 @@
+"""Whole recordings: any number, of any length, decoded many windows at a time."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whisper_byoc.decode import FRAME_SAMPLES, DecodeRequest, Hypothesis, Task
+from whisper_byoc.errors import DecodeError
+from whisper_byoc.inference.model import Model
+from whisper_byoc.inference.voice import VoiceRequest, VoiceState
+from whisper_byoc.settings import StreamingSettings
+from whisper_byoc.streaming.hypothesis import believed, place_words
+from whisper_byoc.streaming.recording import RecordingPlanner, RecordingWindow
+from whisper_byoc.transcript import Word
+
+BLOCK_SAMPLES = 64 * FRAME_SAMPLES
+MAX_WINDOW_SECONDS = 28.0
+
+Probabilities = Callable[[Sequence[VoiceRequest]], Sequence[NDArray[np.float32]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """What was said in one window; times in seconds from the start of the recording."""
+
+    start: float
+    end: float
+    text: str
+    words: tuple[Word, ...]
+    language: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingOptions:
+    """What the windows of a recording have in common; see `DecodeRequest`."""
+
+    language: str | None = "en"
+    task: Task = Task.TRANSCRIBE
+    word_times: bool = True
+    max_seconds: float = MAX_WINDOW_SECONDS
+    streaming: StreamingSettings = field(default_factory=StreamingSettings)
+
+
+def transcribe_recordings(
+    model: Model,
+    voice: Probabilities,
+    recordings: Sequence[Iterable[NDArray[np.float32]]],
+    options: RecordingOptions,
+    max_batch: int,
+) -> Iterator[tuple[int, Segment]]:
+    """The number of a recording and its next segment, those of each recording in order.
+
+    recordings: blocks of float32 (n,), 16 kHz mono, read as they are needed. Holds the windows of
+    one batch. Synchronous, for the thread that owns the models. Raises DecodeError.
+    """
+    waiting: list[tuple[int, RecordingWindow]] = []
+    last_ends = [0.0] * len(recordings)
+    for number, blocks in enumerate(recordings):
+        for window in plan_windows(voice, blocks, options):
+            waiting.append((number, window))
+            if len(waiting) == max_batch:
+                yield from _decode(model, waiting, options, last_ends)
+                waiting = []
+    if waiting:
+        yield from _decode(model, waiting, options, last_ends)
+
+
+def plan_windows(
+    voice: Probabilities, blocks: Iterable[NDArray[np.float32]], options: RecordingOptions
+) -> Iterator[RecordingWindow]:
+    """The windows of one recording, as soon as each is whole."""
+    planner = RecordingPlanner(options.streaming, options.max_seconds)
+    state = VoiceState()
+    for block in _blocks_of_frames(blocks):
+        frames = np.pad(block, (0, -len(block) % FRAME_SAMPLES)).reshape(-1, FRAME_SAMPLES)
+        [probabilities] = voice([VoiceRequest(frames, state)])
+        yield from planner.receive_audio(block, probabilities.tolist())
+    yield from planner.receive_end()
+
+
+def _blocks_of_frames(blocks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+    """The same samples in blocks of whole frames, the last of them excepted."""
+    rest = np.empty(0, dtype=np.float32)
+    for block in blocks:
+        rest = np.concatenate([rest, block])
+        while len(rest) >= BLOCK_SAMPLES:
+            yield rest[:BLOCK_SAMPLES]
+            rest = rest[BLOCK_SAMPLES:]
+    if len(rest):
+        yield rest
+
+
+def _decode(
+    model: Model,
+    windows: Sequence[tuple[int, RecordingWindow]],
+    options: RecordingOptions,
+    last_ends: list[float],
+) -> Iterator[tuple[int, Segment]]:
+    requests = [
+        DecodeRequest(
+            window.samples,
+            deadline=0.0,
+            language=options.language,
+            task=options.task,
+            word_times=options.word_times,
+        )
+        for _, window in windows
+    ]
+    for (number, window), answer in zip(windows, model.decode(requests), strict=True):
+        if isinstance(answer, DecodeError):
+            raise answer
+        segment = _segment(window, believed(answer), last_ends[number])
+        if segment.text:
+            last_ends[number] = segment.end
+            yield number, segment
+
+
+def _segment(window: RecordingWindow, hypothesis: Hypothesis, not_before: float) -> Segment:
+    words = place_words(hypothesis.words, window.offset, not_before, window.end)
+    start = words[0].start if words else max(window.offset, not_before)
+    end = words[-1].end if words else window.end
+    return Segment(start, end, hypothesis.text, words, hypothesis.language)

@@ -1,0 +1,133 @@
+"""The windows of a recording that is there as a whole: long, and cut where nobody speaks (pure)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whisper_byoc.audio import SAMPLE_RATE
+from whisper_byoc.decode import FRAME_SAMPLES, MAX_WINDOW_SECONDS
+from whisper_byoc.settings import StreamingSettings
+from whisper_byoc.streaming.hypothesis import quietest
+from whisper_byoc.streaming.transcriber import SampleBuffer
+from whisper_byoc.streaming.vad import SpeechDetector, SpeechEnd, SpeechStart
+
+MAX_PAUSE_SECONDS = 2.0
+"""Speech on both sides of a longer pause is not decoded in one window."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingWindow:
+    """Samples to be decoded once: float32 (n,) from sample `start` of the recording."""
+
+    start: int
+    samples: NDArray[np.float32]
+
+    @property
+    def offset(self) -> float:
+        return self.start / SAMPLE_RATE
+
+    @property
+    def end(self) -> float:
+        return (self.start + len(self.samples)) / SAMPLE_RATE
+
+
+class RecordingPlanner:
+    """Audio goes in by `receive_audio`, whole windows come out, in order.
+
+    Utterances that follow one another go together up to `max_seconds`; one that is longer is cut at
+    its quietest place. Holds the audio of one window and of what `receive_audio` brings.
+    """
+
+    def __init__(self, settings: StreamingSettings, max_seconds: float) -> None:
+        if not 2 <= max_seconds <= MAX_WINDOW_SECONDS:
+            raise ValueError(f"max_seconds is {max_seconds}, expected 2 to {MAX_WINDOW_SECONDS}")
+        self._settings = settings
+        self._max_samples = round(max_seconds * SAMPLE_RATE)
+        self._detector = SpeechDetector(settings)
+        self._audio = SampleBuffer()
+        self._group: tuple[int, int] | None = None
+        self._open: int | None = None
+        self._num_speech_frames = 0
+        self._windows: list[RecordingWindow] = []
+
+    def receive_audio(
+        self, samples: NDArray[np.float32], voice: Sequence[float]
+    ) -> list[RecordingWindow]:
+        """Take float32 (n,), 16 kHz mono, and the voice probability of each of its frames of 512
+        samples. Only the last block of a recording may end within a frame."""
+        for index, value in enumerate(voice):
+            self._audio.append(samples[index * FRAME_SAMPLES : (index + 1) * FRAME_SAMPLES])
+            for change in self._detector.receive_probabilities([value]):
+                self._receive_change(change)
+            self._num_speech_frames += value >= self._settings.speech_threshold
+            if self._open is not None and self._audio.end - self._open >= self._max_samples:
+                self._cut(self._open)
+        if self._group is not None and self._open is None:
+            pause = self._audio.end - self._group[1]
+            # Speech that begins now would bring its pre-roll with it.
+            if pause > (MAX_PAUSE_SECONDS + self._settings.pre_roll) * SAMPLE_RATE:
+                self._flush()
+        self._drop_audio()
+        return self._taken()
+
+    def receive_end(self) -> list[RecordingWindow]:
+        """No more audio comes."""
+        if self._detector.in_speech:
+            self._receive_change(self._detector.end_speech())
+        self._flush()
+        return self._taken()
+
+    def _receive_change(self, change: SpeechStart | SpeechEnd) -> None:
+        match change:
+            case SpeechStart(start):
+                self._open = max(start, self._audio.start)
+                self._num_speech_frames = 0
+            case SpeechEnd(end):
+                assert self._open is not None
+                if self._num_speech_frames >= self._settings.min_speech_frames:
+                    self._add(self._open, min(end, self._audio.end))
+                self._open = None
+
+    def _add(self, start: int, end: int) -> None:
+        """Put an utterance behind those before it, or begin a new window with it."""
+        if self._group is not None:
+            first, last = self._group
+            pause = start - last
+            if end - first <= self._max_samples and pause <= MAX_PAUSE_SECONDS * SAMPLE_RATE:
+                self._group = first, end
+                return
+            self._flush()
+        self._group = start, end
+
+    def _cut(self, start: int) -> None:
+        """Speech has gone on for as long as a window may be: cut it in its later half."""
+        self._flush()
+        samples = self._audio.copy(start, self._audio.end)
+        seconds = len(samples) / SAMPLE_RATE
+        place, _ = quietest(samples, seconds / 2, seconds)
+        self._windows.append(RecordingWindow(start, samples[:place]))
+        self._open = start + place
+        # What remains is speech, however short it turns out to be.
+        self._num_speech_frames = self._settings.min_speech_frames
+
+    def _flush(self) -> None:
+        if self._group is not None:
+            start, end = self._group
+            self._windows.append(RecordingWindow(start, self._audio.copy(start, end)))
+            self._group = None
+
+    def _taken(self) -> list[RecordingWindow]:
+        windows, self._windows = self._windows, []
+        return windows
+
+    def _drop_audio(self) -> None:
+        """Keep the windows that are not whole yet, and the pre-roll of speech that may begin."""
+        pre_roll = round(self._settings.pre_roll * SAMPLE_RATE) + FRAME_SAMPLES
+        needed = self._audio.end - pre_roll
+        if self._open is not None:
+            needed = min(needed, self._open)
+        if self._group is not None:
+            needed = min(needed, self._group[0])
+        self._audio.drop_before(needed)
