@@ -1,5 +1,7 @@
 """What is believed of a hypothesis, and where a long one is cut."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +18,7 @@ from whisper_byoc.streaming.hypothesis import (
 from whisper_byoc.transcript import Word
 
 
-def heard(text: str, **signs: float) -> Hypothesis:
+def heard(text: str, **signs: Any) -> Hypothesis:
     words = tuple(Word(word, n, n + 1, 0.9) for n, word in enumerate(text.split()))
     return Hypothesis(text, "en", words, **signs)
 

@@ -1,0 +1,229 @@
+"""The rules of a decode against openai-whisper's own, and its course with made-up logits."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from whisper.decoding import ApplyTimestampRules, SuppressBlank, SuppressTokens
+from whisper.tokenizer import get_tokenizer
+
+from whisper_byoc.decode import Span
+from whisper_byoc.inference.decoding import Decode, Rules, Window, decode_all, spans_of
+from whisper_byoc.inference.network import NUM_TIMESTAMPS, Ask, Choice, Dimensions, Feed
+
+TOKENIZER = get_tokenizer(False)
+NUM_TOKENS = 51864
+BEGIN = TOKENIZER.timestamp_begin
+DIMENSIONS = Dimensions(80, 1500, 64, 1, 1, NUM_TOKENS, 448, 64, 1, 1)
+
+
+class ScriptedStream:
+    def __init__(self) -> None:
+        self.length = 0
+        self.tokens: list[int] = []
+
+    def attention(self, first: int, last: int, num_frames: int) -> Any:
+        return np.full((1, last - first, num_frames), 1 / num_frames, dtype=np.float32)
+
+
+class ScriptedNetwork:
+    """Answers with `logits_of` the tokens that a stream holds."""
+
+    dims = DIMENSIONS
+    seconds: dict[str, float] = {}  # noqa: RUF012
+
+    def __init__(self, logits_of: Any) -> None:
+        self._logits_of = logits_of
+        self.num_passes = 0
+        self.num_open = 0
+
+    def mask(self, values: Any) -> torch.Tensor:
+        return torch.from_numpy(values)
+
+    def encode(self, mel: Any, tail: Any = None, stride: int = 1) -> Any: ...
+
+    def thin(self, encoded: Any, stride: int) -> Any: ...
+
+    def open(self, encoded: Any, positions: int) -> ScriptedStream:
+        self.num_open += 1
+        return ScriptedStream()
+
+    def close(self, stream: Any) -> None:
+        self.num_open -= 1
+
+    def forward(self, feeds: Sequence[Feed]) -> tuple[list[list[Choice]], torch.Tensor]:
+        self.num_passes += 1
+        rows, choices = [], []
+        for stream, tokens, asks in feeds:
+            before = stream.tokens[: stream.length]
+            for ask in asks:
+                logits = self._logits_of([*before, *tokens[: ask.at + 1]])
+                rows.append(logits)
+            choices.append(
+                [choose(row, ask) for row, ask in zip(rows[-len(asks) :], asks, strict=True)]
+            )
+            stream.tokens = [*before, *tokens]
+            stream.length = len(stream.tokens)
+        return choices, torch.stack(rows)
+
+
+def choose(logits: torch.Tensor, ask: Ask) -> Choice:
+    texts = logits[:BEGIN] + (0 if ask.mask is None else ask.mask[:BEGIN])
+    times = logits[ask.first_time : ask.end_time]
+    time = ask.first_time + int(times.argmax()) if len(times) else -1
+    best = float(times.max()) if len(times) else -np.inf
+    total = float(times.logsumexp(-1)) if len(times) else -np.inf
+    return Choice(
+        int(texts.argmax()), time, float(texts.max()), best, float(texts.logsumexp(-1)), total
+    )
+
+
+def whispers_choice(logits: torch.Tensor, tokens: list[int], timestamps: bool) -> tuple[int, float]:
+    never = [*TOKENIZER.non_speech_tokens, *range(TOKENIZER.eot + 1, BEGIN)]
+    filters: list[Any] = [SuppressBlank(TOKENIZER, 1), SuppressTokens(never)]
+    row = logits.clone()[None]
+    history = torch.tensor([[TOKENIZER.sot, *tokens]])
+    if timestamps:
+        filters.append(ApplyTimestampRules(TOKENIZER, 1, 50))
+    else:
+        row[:, BEGIN:] = -np.inf
+    for rule in filters:
+        rule.apply(row, history)
+    token = int(row[0].argmax())
+    return token, float(row[0].log_softmax(-1)[token])
+
+
+TIMES = st.lists(st.integers(0, 60), max_size=4).map(sorted)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    times=TIMES,
+    open_span=st.booleans(),
+    texts=st.integers(0, 3),
+    timestamps=st.booleans(),
+    towards_times=st.sampled_from([-20.0, -6.0, 0.0, 6.0]),
+)
+@settings(max_examples=150, deadline=None)
+def test_choices_are_whispers(
+    seed: int,
+    times: list[int],
+    open_span: bool,
+    texts: int,
+    timestamps: bool,
+    towards_times: float,
+) -> None:
+    network = ScriptedNetwork(None)
+    rules = Rules(TOKENIZER, NUM_TOKENS, network)
+    tokens: list[int] = []
+    if timestamps:
+        for time in times:
+            tokens += [BEGIN + time, 1000, BEGIN + time + 1, BEGIN + time + 1][: 4 - open_span]
+        if tokens and not open_span:
+            tokens.pop()
+    tokens += [1000] * texts
+    if timestamps and tokens and tokens[0] < BEGIN:
+        tokens = [BEGIN, *tokens]
+    logits = torch.randn(NUM_TOKENS, generator=torch.Generator().manual_seed(seed)) * 4
+    logits[TOKENIZER.eot + 1 : BEGIN] = -30
+    logits[BEGIN:] += towards_times
+    ask, _ = rules.ask(0, tokens, timestamps)
+    token, logprob = rules.choose(choose(logits, ask))
+    expected, expected_logprob = whispers_choice(logits, tokens, timestamps)
+    assert token == expected
+    assert logprob == pytest.approx(expected_logprob, abs=1e-3)
+
+
+def logits_for(text: Sequence[int]) -> Any:
+    """A made-up decoder that says `text` after the prefix of two tokens, whatever came before."""
+
+    def logits_of(tokens: Sequence[int]) -> torch.Tensor:
+        place = len(tokens) - 2
+        logits = torch.zeros(NUM_TOKENS)
+        logits[text[place] if 0 <= place < len(text) else TOKENIZER.eot] = 9.0
+        return logits
+
+    return logits_of
+
+
+def decode(network: ScriptedNetwork, *windows: Window, temperature: float = 0.0) -> list[Any]:
+    rules = Rules(TOKENIZER, NUM_TOKENS, network)
+    decodes = [Decode(network, window, rules, temperature) for window in windows]
+    decode_all(network, decodes)
+    assert network.num_open == 0
+    return [decode.result for decode in decodes]
+
+
+def window(seconds: float = 5.0, draft: tuple[int, ...] = ()) -> Window:
+    encoded: Any = None
+    return Window(encoded, 100, (TOKENIZER.sot, TOKENIZER.no_timestamps), 0, seconds, draft)
+
+
+TEXT = [1000, 2000, 3000, 4000]
+
+
+@pytest.mark.parametrize(
+    ("draft", "num_drafted", "num_passes"),
+    [
+        pytest.param((), 0, 5, id="none"),
+        pytest.param(TEXT, 4, 1, id="all of it"),
+        pytest.param(TEXT[:2], 2, 3, id="its beginning"),
+        pytest.param([*TEXT, 5000, 6000], 4, 1, id="more than it"),
+        pytest.param([1000, 9, 3000, 4000], 1, 4, id="another word"),
+        pytest.param([9, 9], 0, 5, id="nothing of it"),
+        pytest.param([1000] * 999, 1, 4, id="longer than any text"),
+    ],
+)
+def test_a_draft_saves_passes_and_changes_nothing(
+    draft: Sequence[int], num_drafted: int, num_passes: int
+) -> None:
+    network = ScriptedNetwork(logits_for(TEXT))
+    [result] = decode(network, window(draft=tuple(draft)))
+    [plain] = decode(ScriptedNetwork(logits_for(TEXT)), window())
+    assert result.tokens == plain.tokens == TEXT
+    assert result.logprobs == pytest.approx(plain.logprobs)
+    assert result.complete
+    assert (result.num_drafted, network.num_passes) == (num_drafted, num_passes)
+
+
+def test_windows_leave_the_batch_when_they_are_done() -> None:
+    network = ScriptedNetwork(logits_for([1000] * 40))
+    short, long = decode(network, window(seconds=0), window(seconds=4))
+    assert (len(short.tokens), short.complete) == (16, False)
+    assert (len(long.tokens), long.complete) == (40, True)
+    assert network.num_passes == 41
+
+
+def test_what_fails_in_the_middle_is_given_back() -> None:
+    def logits_of(tokens: Sequence[int]) -> torch.Tensor:
+        if len(tokens) > 4:
+            raise RuntimeError("out of memory")
+        return logits_for(TEXT)(tokens)
+
+    network = ScriptedNetwork(logits_of)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        decode(network, window(), window())
+    assert network.num_open == 0
+
+
+def test_sampling_keeps_the_rules() -> None:
+    network = ScriptedNetwork(lambda tokens: torch.zeros(NUM_TOKENS))
+    [result] = decode(network, window(seconds=20), temperature=1.0)
+    never = {*TOKENIZER.non_speech_tokens, *range(TOKENIZER.eot + 1, NUM_TOKENS)}
+    assert len(result.tokens) > 20
+    assert not never & set(result.tokens)
+
+
+def test_spans_are_what_lies_between_timestamps() -> None:
+    hello, there = TOKENIZER.encode(" Hello there")
+    tokens = [BEGIN, hello, BEGIN + 50, BEGIN + 60, there, there]
+    assert spans_of(tokens, TOKENIZER, end=4.5) == (
+        Span(0.0, 1.0, "Hello"),
+        Span(1.2, 4.5, "there there"),
+    )
+    assert spans_of([], TOKENIZER, end=4.5) == ()
+    assert NUM_TOKENS - NUM_TIMESTAMPS == BEGIN
