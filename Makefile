@@ -8,7 +8,7 @@ FOLDERS := whisper_byoc scripts tests
 SPEECH ?= ../shared/speech
 
 .DEFAULT_GOAL := help
-.PHONY: help install bake bake-test run demo test check format bench image readme lock clean
+.PHONY: help install bake bake-test run demo test check format bench bench-batch bench-cuda image readme lock clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -49,14 +49,23 @@ format: install
 	$(BIN)/ruff format $(FOLDERS)
 	$(BIN)/ruff check --fix $(FOLDERS)
 
-bench: bake  ## word error rate and speed against the peers
-	$(BIN)/python scripts/benchmark.py offline --manifest $(SPEECH)/manifest.tsv --filter en/librispeech/ --peers openai,faster-whisper
+BENCH = $(BIN)/python scripts/benchmark.py offline --manifest $(SPEECH)/manifest.tsv $(SETS:%=--filter en/%/) --profile
+SETS ?= librispeech accent noisy phone
+
+bench: bake  ## word error rate and speed against the peers, one file at a time
+	$(BENCH) --peers openai,faster-whisper
+
+bench-batch: bake  ## the same, eight files at a time
+	$(BENCH) --peers openai,faster-whisper,faster-whisper-batched --batch 8
+
+bench-cuda: bake  ## ours on a CUDA device, 64 files at a time
+	$(BENCH) --device cuda --batch 64
 
 image:  ## the container image
 	docker build --file Dockerfile.whisper --build-arg MODELS="$(MODELS)" --tag $(IMAGE) .
 
 readme: install  ## write the settings table into the README
-	$(BIN)/python -m whisper_byoc.settings README.md
+	$(BIN)/python scripts/write_readme.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -115,6 +115,12 @@ def test_hours_are_read_as_they_are_needed() -> None:
     assert set(model.batches) == {8}
 
 
+def test_a_batch_is_never_more_than_the_model_takes() -> None:
+    model = ScriptedModel()
+    transcribe(model, *([speech(1)] for _ in range(40)), batch=100)
+    assert model.batches == [16, 16, 8]
+
+
 SENTENCES = (
     "The quick brown fox jumps over the lazy dog.",
     "We are going to the theater tomorrow.",

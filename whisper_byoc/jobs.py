@@ -345,6 +345,7 @@ class Job:
             task=self.options.task,
             prompt=self.options.prompt,
             word_times=window.purpose is not Purpose.PARTIAL,
+            draft=window.draft,
         )
         try:
             hypothesis = await self._services.engine.decode(request)

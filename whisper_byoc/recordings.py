@@ -55,6 +55,7 @@ def transcribe_recordings(
     recordings: blocks of float32 (n,), 16 kHz mono, read as they are needed. Holds the windows of
     one batch. Synchronous, for the thread that owns the models. Raises DecodeError.
     """
+    max_batch = min(max_batch, model.max_batch)
     waiting: list[tuple[int, RecordingWindow]] = []
     last_ends = [0.0] * len(recordings)
     for number, blocks in enumerate(recordings):

@@ -57,8 +57,8 @@ class ModelSettings(Group):
     )
     device: Device = Field(Device.AUTO, description="auto takes CUDA when it is there")
     engine: EngineKind = Field(
-        EngineKind.REFERENCE,
-        description="reference is openai-whisper as it is; batched is ours, faster, being finished",
+        EngineKind.BATCHED,
+        description="batched is ours; reference is openai-whisper as it is, to compare with",
     )
     full_padding: bool = Field(
         False, description="let batched encode 30 s for every window, as openai-whisper does"

@@ -202,7 +202,8 @@ def test_what_fails_in_the_middle_is_given_back() -> None:
     def logits_of(tokens: Sequence[int]) -> torch.Tensor:
         if len(tokens) > 4:
             raise RuntimeError("out of memory")
-        return logits_for(TEXT)(tokens)
+        logits: torch.Tensor = logits_for(TEXT)(tokens)
+        return logits
 
     network = ScriptedNetwork(logits_of)
     with pytest.raises(RuntimeError, match="out of memory"):

@@ -175,6 +175,19 @@ def test_a_partial_is_sent_again_only_when_it_changes() -> None:
     assert texts == sorted(set(texts), key=len)
 
 
+def test_a_window_brings_what_was_last_heard_of_its_utterance() -> None:
+    stream = Stream(live=True)
+    stream.speak(4)
+    stream.pause(2)
+    stream.speak(3)
+    drafts = [window.draft for window in stream.windows]
+    heard = [stream.hear(window).text for window in stream.windows]
+    for number, window in enumerate(stream.windows):
+        begins = number == 0 or stream.windows[number - 1].purpose is Purpose.FINAL
+        assert drafts[number] == ("" if begins else heard[number - 1]), window
+    assert any(drafts)
+
+
 def test_one_window_is_out_at_a_time() -> None:
     transcriber = Transcriber(SETTINGS)
     block = np.zeros(BLOCK_FRAMES * FRAME_SAMPLES, dtype=np.float32)

@@ -42,6 +42,9 @@ FLOOR_STEP = 0.5
 _USUAL_FLOORS = (-1.5, -1.0, -0.5)
 """Of everything from silence to speech at full volume."""
 _MULTILINGUAL_VOCABULARY = 51865
+MAX_BATCH = 16
+MAX_BATCH_CUDA = 64
+"""Windows decoded together: a stream waits for the slowest of them."""
 
 
 @dataclass(slots=True)
@@ -76,8 +79,6 @@ class BatchedModel:
     full_padding: encode 30 s whatever the window's length, as openai-whisper does.
     """
 
-    max_batch = 16
-
     def __init__(
         self,
         name: str,
@@ -90,7 +91,8 @@ class BatchedModel:
         self.name = name
         self.device = device
         self.branch = branch or choose_branch(device)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        self.max_batch = MAX_BATCH if device == "cpu" else MAX_BATCH_CUDA
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         dims = Dimensions(**checkpoint["dims"])
         self._full_padding = full_padding
         self._multilingual = dims.n_vocab >= _MULTILINGUAL_VOCABULARY

@@ -365,13 +365,13 @@ class NativeNetwork:
             conv1=pack.convolution("encoder.conv1", exact=True),
             conv2=pack.convolution("encoder.conv2"),
             cross_kv=pack.linear(names, encoder=True),
-            words=pack.pack(embedding.float(), None, encoder=False),
+            words=pack.pack(embedding, None, encoder=False),
             encoder_norm=pack.norm("encoder.ln_post"),
             decoder_norm=pack.norm("decoder.ln"),
-            audio_positions=pack.keep(weights["encoder.positional_embedding"].float()),
-            text_positions=pack.keep(weights["decoder.positional_embedding"].float()),
-            embedding=pack.keep(
-                embedding.to(torch.float16 if self._library.half.itemsize == 2 else torch.float32)
+            audio_positions=pack.copy(weights["encoder.positional_embedding"]),
+            text_positions=pack.copy(weights["decoder.positional_embedding"]),
+            embedding=pack.copy(
+                embedding, torch.float16 if self._library.half.itemsize == 2 else torch.float32
             ),
             encoder=pack.layers("encoder", dims.n_audio_layer),
             decoder=pack.layers("decoder", dims.n_text_layer),
@@ -388,13 +388,17 @@ class _Packer:
         self._weights, self._library, self._kept = weights, library, kept
 
     def keep(self, tensor: Tensor) -> int:
-        tensor = tensor.contiguous().clone()
+        tensor = tensor.contiguous()
         self._kept.append(tensor)
         return tensor.data_ptr()
 
+    def copy(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
+        """Keep a copy: one tensor of a checkpoint keeps all of its file in memory."""
+        return self.keep(tensor.to(dtype, copy=True))
+
     def norm(self, name: str) -> _Norm:
-        gain, shift = (self._weights[f"{name}.{part}"].float() for part in ("weight", "bias"))
-        return _Norm(self.keep(gain), self.keep(shift))
+        gain, shift = (self._weights[f"{name}.{part}"] for part in ("weight", "bias"))
+        return _Norm(self.copy(gain), self.copy(shift))
 
     def layers(self, side: str, count: int) -> "ctypes.Array[_Layer]":
         layers = [self._layer(f"{side}.blocks.{i}", side == "encoder") for i in range(count)]
@@ -436,16 +440,20 @@ class _Packer:
         """weight: (outputs, inputs). The layout is in kernels.h, at `Linear`."""
         tile, outputs = self._library.tile, len(weight)
         padded = -(-outputs // tile) * tile
-        scale = weight.abs().amax(1).clamp_min(1e-8) / 127
-        quantised = torch.zeros(padded, weight.shape[1], dtype=torch.int8)
-        quantised[:outputs] = (weight / scale[:, None]).round().to(torch.int8)
         as_bytes = encoder and self._library.takes_bytes
         group = 4 if as_bytes else 2
-        packed = quantised.reshape(padded // tile, tile, -1, group).transpose(1, 2).contiguous()
-        if as_bytes:
-            packed = (packed.to(torch.int16) + 128).to(torch.uint8)
+        shape = (padded // tile, weight.shape[1] // group, tile, group)
+        packed = torch.zeros(shape, dtype=torch.uint8 if as_bytes else torch.int8)
         scales, biases = torch.zeros(padded), torch.zeros(padded)
-        scales[:outputs] = scale
+        # By the tile: the vocabulary's copies in fp32 would be what most memory is needed for.
+        for number in range(len(packed)):
+            part = slice(number * tile, min(outputs, (number + 1) * tile))
+            rows = weight[part].float()
+            scale = rows.abs().amax(1).clamp_min(1e-8) / 127
+            rows = (rows / scale[:, None]).round_() + 128 * as_bytes
+            groups = rows.reshape(len(rows), -1, group).transpose(0, 1)
+            packed[number, :, : len(rows)] = groups.to(packed.dtype)
+            scales[part] = scale
         if bias is not None:
             biases[:outputs] = bias
         return _Linear(

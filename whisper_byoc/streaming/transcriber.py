@@ -47,11 +47,15 @@ class Purpose(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The samples of one decode: float32 (n,) from sample `start` of the stream."""
+    """The samples of one decode: float32 (n,) from sample `start` of the stream.
+
+    draft: what was last heard in the same utterance, which the text will mostly begin with.
+    """
 
     purpose: Purpose
     start: int
     samples: NDArray[np.float32]
+    draft: str = ""
 
     @property
     def offset(self) -> float:
@@ -251,7 +255,7 @@ class Transcriber:
 
     def _take(self, purpose: Purpose, utterance: _Utterance, end: int) -> Window:
         samples = self._audio.copy(utterance.start, end)
-        window = Window(purpose, utterance.start, samples)
+        window = Window(purpose, utterance.start, samples, utterance.partial)
         self._out = window, utterance
         return window
 
