@@ -1,4 +1,4 @@
-# `make run` and `make test` need Python 3.11 or newer and nothing else prepared.
+# `make run` and `make test` need Python 3.11 or newer and a C compiler, and nothing else prepared.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -149,6 +149,7 @@ def test_a_run_in_figures() -> None:
         "rtf": 0.1,
         "wer": 133.33,
         "loops": 1,
+        "looping_files": ["en/long/two.flac"],
         "words_on_nonspeech": 2,
         "seconds": 2.7,
         "median_seconds_per_file": 0.5,

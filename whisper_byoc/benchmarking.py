@@ -116,6 +116,9 @@ def summarise(
     """
     seconds = [result.median_seconds for result in results]
     pairs = [(normalise(result.clip.reference), normalise(result.text)) for result in results]
+    looping = [
+        result.clip.file for result, pair in zip(results, pairs, strict=True) if is_loop(*pair)
+    ]
     unsaid = [hypothesis for reference, hypothesis in pairs if not reference.split()]
     groups: dict[str, list[tuple[str, str]]] = {}
     for result, pair in zip(results, pairs, strict=True):
@@ -124,7 +127,8 @@ def summarise(
     return {
         "rtf": round(sum(seconds) / audio_seconds, 5),
         "wer": word_error_rate(pairs),
-        "loops": sum(is_loop(reference, hypothesis) for reference, hypothesis in pairs),
+        "loops": len(looping),
+        "looping_files": looping,
         "words_on_nonspeech": sum(len(heard.split()) for heard in unsaid) if unsaid else None,
         "seconds": round(sum(seconds), 3),
         "median_seconds_per_file": round(median(seconds), 4),

@@ -1,5 +1,7 @@
 """Our forward passes against openai-whisper's, on real weights and real speech."""
 
+from pathlib import Path
+
 import jiwer
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 import whisper
 from numpy.typing import NDArray
 
+from scripts.benchmark import read_audio
 from tests.conftest import MODELS, Speak
 from whisper_byoc.decode import DecodeRequest, Hypothesis, Task
 from whisper_byoc.errors import DecodeError
@@ -213,6 +216,29 @@ def test_a_language_is_detected_given_and_translated(
     assert translated.text
 
 
+def test_real_speech_in_other_languages(multilingual: BatchedModel, speech_dir: Path) -> None:
+    """Detection, and right-sized windows beside padded ones, over whole files of five languages."""
+    lines = (speech_dir / "manifest.tsv").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("\t") for line in lines if line.startswith("other/")]
+    files = [(row[0], row[0].split("/")[1], row[-1]) for row in rows]
+    clips = [np.frombuffer(read_audio(speech_dir / file), dtype="<i2") for file, _, _ in files]
+    requests = [request(clip / np.float32(32768), language=None) for clip in clips]
+    sized = decoded(multilingual, *requests)
+    padded_model = BatchedModel("base", MODELS / "base.pt", "cpu", full_padding=True)
+    padded = decoded(padded_model, *requests)
+    assert [answer.language for answer in sized] == [language for _, language, _ in files]
+    rates = [
+        jiwer.cer([letters(text) for _, _, text in files], [letters(a.text) for a in answers])
+        for answers in (sized, padded)
+    ]
+    assert rates[0] < 0.2, rates
+    assert rates[0] <= rates[1] + 0.03, rates
+
+
+def letters(text: str) -> str:
+    return "".join(letter for letter in text.lower() if letter.isalpha())
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda_it_hears_the_same_sentences(clips: list[NDArray[np.float32]]) -> None:
@@ -220,3 +246,23 @@ def test_on_cuda_it_hears_the_same_sentences(clips: list[NDArray[np.float32]]) -
     assert model.branch is Branch.FP16
     heard = " ".join(answer.text for answer in decoded(model, *map(request, clips)))
     assert jiwer.wer(plain(" ".join(SENTENCES)), plain(heard)) <= 0.1, heard
+
+
+def test_timestamps_where_they_are_asked_for(
+    fast: BatchedModel, reference: ReferenceModel, speak: Speak
+) -> None:
+    pause = np.zeros(24_000, dtype=np.float32)
+    clip = np.concatenate([speak(SENTENCES[0]), pause, speak(SENTENCES[2])])
+    ours, theirs = (
+        decoded(model, request(clip, timestamps=True))[0] for model in (fast, reference)
+    )
+    assert " ".join(span.text for span in ours.spans) == ours.text
+    assert [plain(span.text) for span in ours.spans] == [plain(it.text) for it in theirs.spans]
+    limits = [limit for span in ours.spans for limit in (span.start, span.end)]
+    assert limits == sorted(limits)
+    assert limits == pytest.approx(
+        [limit for span in theirs.spans for limit in (span.start, span.end)], abs=0.5
+    )
+    assert " ".join(word.text for word in ours.words) == ours.text
+    (without,) = decoded(fast, request(clip))
+    assert without.spans == ()

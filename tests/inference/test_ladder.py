@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scripts.benchmark import read_audio
 from tests.conftest import MODELS
 from whisper_byoc.audio import SAMPLE_RATE
 from whisper_byoc.decode import DecodeRequest, Hypothesis, Rung, Trip
@@ -44,8 +45,6 @@ SEEDS = range(4)
 
 @pytest.mark.model
 def test_the_ladder_breaks_the_decoders_loops(speech_dir: Path) -> None:
-    from scripts.benchmark import read_audio
-
     model = BatchedModel("tiny.en", MODELS / "tiny.en.pt", "cpu")
     requests = []
     for file, start in LOOPING:

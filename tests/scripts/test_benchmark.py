@@ -115,6 +115,23 @@ def test_json_alone_for_what_was_chosen(manifest: Path) -> None:
 
 
 @pytest.mark.model
+def test_batches_and_where_the_time_goes(manifest: Path) -> None:
+    arguments = ["--batch", 2, "--profile", "--peers", "faster-whisper-batched"]
+    status, output, errors = run("--manifest", manifest, *arguments)
+    assert status == 0, errors
+    *table, last = output.splitlines()
+    assert any("% of time in encoder" in line for line in table)
+    report = check_report(last, ["ours", "faster-whisper-batched"])
+    assert report["batch"] == 2
+    for figures in report["runs"].values():
+        assert figures["wer"] < 25, figures
+    profile = report["runs"]["ours"]["profile"]
+    assert sum(profile.values()) == pytest.approx(100, abs=1)
+    assert profile["rest"] > 0
+    assert errors.count("2/2 en/first.wav, en/second.wav") == 1
+
+
+@pytest.mark.model
 def test_interrupted_it_leaves_no_process(manifest: Path) -> None:
     with benchmark("--manifest", manifest, "--repeats", 500) as process:
         read_until(process, "ours is warm")

@@ -1,11 +1,13 @@
 """Whisper's forward passes on a CPU, in C (`whisper_byoc/native`): packs weights, owns memory.
 
-Weights are int8 with a scale per output. Activations are int16 with a scale per row, so that sums
-are exact and no row depends on its neighbours; the encoder's are int8 where the processor
-multiplies bytes (AVX512-VNNI).
+Weights and activations are integers, with a scale per output and per row, so that sums are exact
+and no row depends on its neighbours. The decoder, which is bound by memory, has int8 weights and
+int16 activations; the encoder int8 for both where the processor multiplies bytes (AVX512-VNNI),
+else int16.
 """
 
 import ctypes
+import math
 from collections.abc import Mapping, Sequence
 from ctypes import POINTER, Structure, c_int32, c_int64, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -28,6 +30,8 @@ from whisper_byoc.inference.network import (
 
 MAX_ROWS = 64
 """Tokens of one call; longer prompts go in pieces."""
+NARROW, BYTES, WIDE = range(3)
+"""`Format` of kernels.h."""
 PARTS = ("convolution", "encoder", "cross K/V", "decoder step", "vocabulary projection")
 FOLDER = Path(__file__).resolve().parents[1] / "native"
 
@@ -38,7 +42,8 @@ class _Linear(Structure):
     _fields_ = [
         ("outputs", c_int32),
         ("inputs", c_int32),
-        ("bytes", c_int32),
+        ("format", c_int32),
+        ("limit", c_int32),
         ("weight", c_void_p),
         ("scale", c_void_p),
         ("bias", c_void_p),
@@ -365,7 +370,7 @@ class NativeNetwork:
             conv1=pack.convolution("encoder.conv1", exact=True),
             conv2=pack.convolution("encoder.conv2"),
             cross_kv=pack.linear(names, encoder=True),
-            words=pack.pack(embedding, None, encoder=False),
+            words=pack.pack(embedding, None, NARROW),
             encoder_norm=pack.norm("encoder.ln_post"),
             decoder_norm=pack.norm("decoder.ln"),
             audio_positions=pack.copy(weights["encoder.positional_embedding"]),
@@ -429,28 +434,36 @@ class _Packer:
             self._weights.get(f"{name}.bias", torch.zeros(len(weight))).float()
             for name, weight in zip(names, weights, strict=True)
         ]
-        return self.pack(torch.cat(weights), torch.cat(biases), encoder)
+        layout = self._encoder_format if encoder else NARROW
+        return self.pack(torch.cat(weights), torch.cat(biases), layout)
 
     def convolution(self, name: str, exact: bool = False) -> _Linear:
         """(out, in, 3) as a product with windows of three frames, (out, 3 · in)."""
         weight = self._weights[f"{name}.weight"].float().permute(0, 2, 1).flatten(1)
-        return self.pack(weight, self._weights[f"{name}.bias"].float(), encoder=not exact)
+        bias = self._weights[f"{name}.bias"].float()
+        layout = self._encoder_format
+        return self.pack(weight, bias, NARROW if exact and layout == BYTES else layout)
 
-    def pack(self, weight: Tensor, bias: Tensor | None, encoder: bool) -> _Linear:
+    @property
+    def _encoder_format(self) -> int:
+        return BYTES if self._library.takes_bytes else WIDE
+
+    def pack(self, weight: Tensor, bias: Tensor | None, layout: int) -> _Linear:
         """weight: (outputs, inputs). The layout is in kernels.h, at `Linear`."""
-        tile, outputs = self._library.tile, len(weight)
+        tile, outputs, inputs = self._library.tile, *weight.shape
         padded = -(-outputs // tile) * tile
-        as_bytes = encoder and self._library.takes_bytes
-        group = 4 if as_bytes else 2
-        shape = (padded // tile, weight.shape[1] // group, tile, group)
-        packed = torch.zeros(shape, dtype=torch.uint8 if as_bytes else torch.int8)
+        group = 4 if layout == BYTES else 2
+        # Wide: as many bits for weights as for activations, in sums that int32 can hold.
+        limit = math.isqrt((2**31 - 1) // inputs) if layout == WIDE else 127
+        dtype = (torch.int8, torch.uint8, torch.int16)[layout]
+        packed = torch.zeros((padded // tile, inputs // group, tile, group), dtype=dtype)
         scales, biases = torch.zeros(padded), torch.zeros(padded)
         # By the tile: the vocabulary's copies in fp32 would be what most memory is needed for.
         for number in range(len(packed)):
             part = slice(number * tile, min(outputs, (number + 1) * tile))
             rows = weight[part].float()
-            scale = rows.abs().amax(1).clamp_min(1e-8) / 127
-            rows = (rows / scale[:, None]).round_() + 128 * as_bytes
+            scale = rows.abs().amax(1).clamp_min(1e-8) / limit
+            rows = (rows / scale[:, None]).round_() + 128 * (layout == BYTES)
             groups = rows.reshape(len(rows), -1, group).transpose(0, 1)
             packed[number, :, : len(rows)] = groups.to(packed.dtype)
             scales[part] = scale
@@ -458,8 +471,9 @@ class _Packer:
             biases[:outputs] = bias
         return _Linear(
             outputs=padded,
-            inputs=weight.shape[1],
-            bytes=int(as_bytes),
+            inputs=inputs,
+            format=layout,
+            limit=limit,
             weight=self.keep(packed),
             scale=self.keep(scales),
             bias=self.keep(biases),

@@ -1,5 +1,6 @@
 """Which forward passes, in which number format, a machine computes fastest."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +11,8 @@ from torch import Tensor
 from whisper_byoc.inference.native import Library, NativeNetwork
 from whisper_byoc.inference.network import Dimensions, Network
 from whisper_byoc.inference.torch_network import TorchNetwork
+
+logger = logging.getLogger(__name__)
 
 
 class Branch(StrEnum):
@@ -41,6 +44,11 @@ def choose_branch(device: str) -> Branch:
         return Branch.AVX512
     if capability in ("AVX512", "AVX2") and runs_here(Branch.AVX2):
         return Branch.AVX2
+    if _NEEDED[Branch.AVX2] <= cpu_flags() and not Library.exists(Branch.AVX2.value):
+        logger.warning(
+            "torch computes in fp32, about eight times slower than need be: the C library for this"
+            " processor was not built, expected a C compiler when the package was installed"
+        )
     return Branch.FP32
 
 

@@ -1,8 +1,8 @@
 /* Vectors and matrix products for one instruction set, chosen by the compiler's flags.
  *
- * Products take weights in int8, scaled per output, and activations in int16 or, where the processor
- * multiplies bytes without overflow, int8, scaled per row. Sums are exact in int32, so a row of the
- * result does not depend on the rows beside it. `native.py` packs the weights.
+ * Products take weights in int8 or int16, scaled per output, and activations in int16 or, where the
+ * processor multiplies bytes without overflow, int8, scaled per row. Sums are exact in int32, so a
+ * row of the result does not depend on the rows beside it. `native.py` packs the weights.
  */
 
 #include <math.h>
@@ -114,12 +114,19 @@ INLINE floats gelu(floats x) {
     return x * below;
 }
 
+/* How a layer's weights are kept, and its activations with them. */
+typedef enum {
+    NARROW, /* weights int8, activations int16 */
+    BYTES,  /* weights uint8 with 128 added, activations int8 */
+    WIDE    /* weights int16, activations int16 */
+} Format;
+
 /* A linear layer, (outputs, inputs); outputs a multiple of TILE.
  *
- * weight: outputs/TILE tiles of inputs/n groups of TILE outputs of n weights each: n is 2, int8, for
- * activations in int16; 4, uint8 with 128 added, for int8. scale, bias: (outputs,). */
+ * weight: outputs/TILE tiles of inputs/n groups of TILE outputs of n weights each; n is 4 for BYTES,
+ * else 2. limit: the largest quantised weight. scale, bias: (outputs,). */
 typedef struct {
-    int32_t outputs, inputs, bytes;
+    int32_t outputs, inputs, format, limit;
     const void *weight;
     const float *scale, *bias;
 } Linear;
@@ -135,10 +142,10 @@ typedef struct {
     int32_t *offset; /* 128 times the sum of a row's bytes, which the weights' 128 brings in */
 } Quantised;
 
-/* 32767 * 127 * 516 fits in int32; 1536 inputs and more leave less for the activation. */
+/* The largest quantised activation: the sum of all products has to fit in int32. */
 INLINE float limit_of(const Linear *layer) {
-    if (layer->bytes) return 127.0f;
-    float limit = floorf(2147483000.0f / (127.0f * (float)layer->inputs));
+    if (layer->format == BYTES) return 127.0f;
+    float limit = floorf(2147483000.0f / ((float)layer->limit * (float)layer->inputs));
     return limit < 32767.0f ? limit : 32767.0f;
 }
 
@@ -149,7 +156,7 @@ static void quantise_row(const Linear *layer, const float *x, Quantised *q, int 
     for (int i = 0; i < n; i += LANES) most = larger(most, (floats)((ints)load(x + i) & 0x7FFFFFFF));
     float scale = largest_of(most) / limit_of(layer), inverse = 1.0f / scale;
     q->scale[row] = scale;
-    if (layer->bytes) {
+    if (layer->format == BYTES) {
         int8_t *out = (int8_t *)q->values + (size_t)row * n;
         ints sum = {0};
         for (int i = 0; i < n; i += LANES) {
@@ -180,7 +187,8 @@ static void quantise_row(const Linear *layer, const float *x, Quantised *q, int 
 /* acc + the products of each lane's two weights with the two activations at `a` */
 #if LANES == 16
 typedef __m512i words;
-INLINE words load_weights(const int8_t *p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p)); }
+INLINE words load_narrow(const int8_t *p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p)); }
+INLINE words load_wide(const int16_t *p) { return _mm512_loadu_si512(p); }
 INLINE ints dot_words(ints acc, words w, const int16_t *a) {
     int32_t pair;
     memcpy(&pair, a, 4);
@@ -193,7 +201,8 @@ INLINE ints dot_bytes(ints acc, const uint8_t *w, const int8_t *a) {
 }
 #elif defined(__AVX2__)
 typedef __m256i words;
-INLINE words load_weights(const int8_t *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)); }
+INLINE words load_narrow(const int8_t *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)); }
+INLINE words load_wide(const int16_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 INLINE ints dot_words(ints acc, words w, const int16_t *a) {
     int32_t pair;
     memcpy(&pair, a, 4);
@@ -203,12 +212,14 @@ INLINE ints dot_words(ints acc, words w, const int16_t *a) {
 typedef struct {
     ints even, odd;
 } words;
-INLINE words load_weights(const int8_t *p) {
+INLINE words load_narrow(const int8_t *p) {
     words w;
-    for (int i = 0; i < LANES; i++) {
-        w.even[i] = p[2 * i];
-        w.odd[i] = p[2 * i + 1];
-    }
+    for (int i = 0; i < LANES; i++) w.even[i] = p[2 * i], w.odd[i] = p[2 * i + 1];
+    return w;
+}
+INLINE words load_wide(const int16_t *p) {
+    words w;
+    for (int i = 0; i < LANES; i++) w.even[i] = p[2 * i], w.odd[i] = p[2 * i + 1];
     return w;
 }
 INLINE ints dot_words(ints acc, words w, const int16_t *a) { return acc + w.even * a[0] + w.odd * a[1]; }
@@ -224,7 +235,7 @@ INLINE void multiply_tile(const Linear *layer, int tile, const Quantised *q, int
     for (int r = 0; r < rows; r++)
         for (int b = 0; b < BLOCKS; b++) acc[r][b] = (ints){0};
 #if HAS_BYTES
-    if (layer->bytes) {
+    if (layer->format == BYTES) {
         const uint8_t *w = (const uint8_t *)layer->weight + (size_t)tile * TILE * n;
         const int8_t *a = (const int8_t *)q->values + (size_t)first * n;
         for (int r = 0; r < rows; r++)
@@ -234,12 +245,20 @@ INLINE void multiply_tile(const Linear *layer, int tile, const Quantised *q, int
                 for (int r = 0; r < rows; r++) acc[r][b] = dot_bytes(acc[r][b], w + b * 4 * LANES, a + (size_t)r * n + k);
     } else
 #endif
-    {
+    if (layer->format == WIDE) {
+        const int16_t *w = (const int16_t *)layer->weight + (size_t)tile * TILE * n;
+        const int16_t *a = (const int16_t *)q->values + (size_t)first * n;
+        for (int k = 0; k < n; k += 2, w += 2 * TILE)
+            for (int b = 0; b < BLOCKS; b++) {
+                words weights = load_wide(w + b * 2 * LANES);
+                for (int r = 0; r < rows; r++) acc[r][b] = dot_words(acc[r][b], weights, a + (size_t)r * n + k);
+            }
+    } else {
         const int8_t *w = (const int8_t *)layer->weight + (size_t)tile * TILE * n;
         const int16_t *a = (const int16_t *)q->values + (size_t)first * n;
         for (int k = 0; k < n; k += 2, w += 2 * TILE)
             for (int b = 0; b < BLOCKS; b++) {
-                words weights = load_weights(w + b * 2 * LANES);
+                words weights = load_narrow(w + b * 2 * LANES);
                 for (int r = 0; r < rows; r++) acc[r][b] = dot_words(acc[r][b], weights, a + (size_t)r * n + k);
             }
     }
