@@ -55,7 +55,8 @@ class DecodeRequest:
     language: Whisper's code, or None to detect it (multilingual weights only).
     prompt: text that the decoder is told came before, or None.
     word_times: whether `Hypothesis.words` is wanted.
-    draft: what the text may begin with, say the last hypothesis: changes the cost, not the words.
+    committed: what the text does begin with; the hypothesis holds what comes behind it.
+    draft: what that may begin with, say the last hypothesis: changes the cost, not the words.
     timestamps: whether the decoder is to put Whisper's timestamps into the text, which gives
     `Hypothesis.spans`.
     """
@@ -66,8 +67,22 @@ class DecodeRequest:
     task: Task = Task.TRANSCRIBE
     prompt: str | None = None
     word_times: bool = True
+    committed: str = ""
     draft: str = ""
     timestamps: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """How a word was heard: all over its letters, without punctuation.
+
+    attended: where the decoder looked latest, in seconds from the start of the window. tail_mass:
+    the largest share of its attention behind the end of the audio. probability: the lowest.
+    """
+
+    attended: float
+    tail_mass: float
+    probability: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +99,7 @@ class Hypothesis:
     """What the decoder heard in one window.
 
     words: in order, times in seconds from the start of the window; empty when not asked for.
+    evidence: of each of the words, from engines that can tell.
     avg_logprob: mean log-probability of the tokens, end-of-text included.
     no_speech_prob: probability of Whisper's no-speech token.
     compression_ratio: text bytes over deflated bytes; above 2.4 Whisper calls it a loop.
@@ -102,3 +118,4 @@ class Hypothesis:
     rung: Rung = Rung.FIRST
     trip: Trip | None = None
     spans: tuple[Span, ...] = ()
+    evidence: tuple[Evidence, ...] = ()

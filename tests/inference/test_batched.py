@@ -222,7 +222,9 @@ def test_real_speech_in_other_languages(multilingual: BatchedModel, speech_dir: 
     rows = [line.split("\t") for line in lines if line.startswith("other/")]
     files = [(row[0], row[0].split("/")[1], row[-1]) for row in rows]
     clips = [np.frombuffer(read_audio(speech_dir / file), dtype="<i2") for file, _, _ in files]
-    requests = [request(clip / np.float32(32768), language=None) for clip in clips]
+    requests = [
+        request(clip.astype(np.float32) / np.float32(32768), language=None) for clip in clips
+    ]
     sized = decoded(multilingual, *requests)
     padded_model = BatchedModel("base", MODELS / "base.pt", "cpu", full_padding=True)
     padded = decoded(padded_model, *requests)
@@ -266,3 +268,32 @@ def test_timestamps_where_they_are_asked_for(
     assert " ".join(word.text for word in ours.words) == ours.text
     (without,) = decoded(fast, request(clip))
     assert without.spans == ()
+
+
+@pytest.mark.parametrize("name", ["fast", "reference"])
+def test_behind_committed_words_come_the_others(
+    request: pytest.FixtureRequest, clips: list[NDArray[np.float32]], name: str
+) -> None:
+    model: BatchedModel | ReferenceModel = request.getfixturevalue(name)
+    (whole,) = decoded(model, DecodeRequest(clips[1], deadline=0.0))
+    words = whole.text.split()
+    # openai-whisper cannot end a text where its prefix ends.
+    for count in (1, 3, len(words) - 1, *([len(words)] if name == "fast" else [])):
+        committed = " ".join(words[:count])
+        (rest,) = decoded(model, DecodeRequest(clips[1], deadline=0.0, committed=committed))
+        assert rest.text == " ".join(words[count:])
+        assert [word.text for word in rest.words] == words[count:]
+        starts = [word.start for word in rest.words]
+        assert starts == pytest.approx([it.start for it in whole.words[count:]], abs=0.3)
+
+
+def test_the_evidence_of_a_word_tells_where_it_was_heard(
+    fast: BatchedModel, clips: list[NDArray[np.float32]]
+) -> None:
+    for clip, answer in zip(clips, decoded(fast, *map(request, clips)), strict=True):
+        assert len(answer.evidence) == len(answer.words)
+        for word, seen in zip(answer.words, answer.evidence, strict=True):
+            assert word.start - 0.7 <= seen.attended <= word.end + 0.7
+            assert 0 <= seen.tail_mass <= 1
+            assert 0 < seen.probability <= word.probability + 1e-6
+        assert answer.evidence[-1].attended <= len(clip) / 16_000 + 0.02

@@ -23,6 +23,16 @@ def token_times(attention: NDArray[np.float32]) -> NDArray[np.float64]:
     return first_frames(-smooth) * FRAME_SECONDS
 
 
+def attended_times(attention: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Where the decoder looked most for each token, in seconds: (tokens,).
+
+    attention: as for `token_times`, without the need to sum to 1. Unlike that path it may fall.
+    """
+    smooth = median_filter(attention.mean(axis=0), MEDIAN_WIDTH)
+    times: NDArray[np.float64] = smooth.argmax(axis=-1) * FRAME_SECONDS
+    return times
+
+
 def median_filter(rows: NDArray[np.float32], width: int) -> NDArray[np.float32]:
     """The running median along the last axis, (n, m) → (n, m), ends mirrored; `width` is odd."""
     pad = width // 2

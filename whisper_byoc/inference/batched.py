@@ -22,9 +22,9 @@ from whisper.tokenizer import LANGUAGES, Tokenizer, get_tokenizer
 from whisper.utils import compression_ratio
 
 from whisper_byoc.audio import SAMPLE_RATE
-from whisper_byoc.decode import DecodeRequest, Hypothesis, Rung, Span, Trip
+from whisper_byoc.decode import DecodeRequest, Evidence, Hypothesis, Rung, Span, Trip
 from whisper_byoc.errors import DecodeError
-from whisper_byoc.inference.alignment import token_times
+from whisper_byoc.inference.alignment import attended_times, token_times
 from whisper_byoc.inference.decoding import Decode, Decoded, Rules, Window, decode_all, spans_of
 from whisper_byoc.inference.ladder import TEMPERATURES, find_trip
 from whisper_byoc.inference.network import MAX_FRAMES, Ask, Dimensions, Feed
@@ -200,9 +200,16 @@ class BatchedModel:
         start = tokenizer.sot_sequence_including_notimestamps
         if request.timestamps:
             start = tokenizer.sot_sequence
-        draft = self._draft(tokenizer, request.draft)
+        forced = _tokens(tokenizer, request.committed)
         window = Window(
-            audio, num_frames, (*prompt, *start), len(prompt), seconds, draft, request.timestamps
+            audio,
+            num_frames,
+            prefix=(*prompt, *start, *forced),
+            sot=len(prompt),
+            seconds=seconds,
+            draft=_tokens(tokenizer, request.draft),
+            timestamps=request.timestamps,
+            num_forced=len(forced),
         )
         return _Attempt(request, tokenizer, window, Decoded())
 
@@ -225,9 +232,6 @@ class BatchedModel:
         best = int(logits[0][list(tokenizer.all_language_tokens)].argmax())
         return str(tokenizer.all_language_codes[best])
 
-    def _draft(self, tokenizer: Tokenizer, draft: str) -> tuple[int, ...]:
-        return tuple(tokenizer.encode(" " + draft.strip(), disallowed_special=())) if draft else ()
-
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
         began = time.perf_counter()
@@ -238,9 +242,7 @@ class BatchedModel:
         if not prompt:
             return ()
         kept = self._network.dims.n_text_ctx // 2 - 1
-        # The names of special tokens are text here, as any other.
-        tokens = tokenizer.encode(" " + prompt.strip(), disallowed_special=())
-        return tokenizer.sot_prev, *tokens[-kept:]
+        return tokenizer.sot_prev, *_tokens(tokenizer, prompt)[-kept:]
 
     def _tokenizer(self, language: str, task: str) -> Tokenizer:
         return get_tokenizer(
@@ -250,10 +252,12 @@ class BatchedModel:
     def _hypothesis(self, attempt: _Attempt) -> Hypothesis:
         text = attempt.text
         language = attempt.tokenizer.language or "en"
+        words, evidence = self._words(attempt) if attempt.request.word_times else ((), ())
         return Hypothesis(
             text=text,
             language=language,
-            words=self._words(attempt) if attempt.request.word_times else (),
+            words=words,
+            evidence=evidence,
             avg_logprob=attempt.decoded.avg_logprob,
             no_speech_prob=attempt.decoded.no_speech_prob,
             compression_ratio=compression_ratio(text) if text else 1.0,
@@ -268,34 +272,66 @@ class BatchedModel:
             return ()
         return spans_of(attempt.decoded.tokens, attempt.tokenizer, attempt.window.seconds)
 
-    def _words(self, attempt: _Attempt) -> tuple[Word, ...]:
-        """Words with their times; a token is as probable as it was when it was chosen."""
-        decoded, tokenizer = attempt.decoded, attempt.tokenizer
-        texts_at = [
+    def _words(self, attempt: _Attempt) -> tuple[tuple[Word, ...], tuple[Evidence, ...]]:
+        """Words with their times and their evidence; a token is as probable as it was when it was
+        chosen."""
+        decoded, tokenizer, window = attempt.decoded, attempt.tokenizer, attempt.window
+        places = [
             place for place, token in enumerate(decoded.tokens) if token < self._rules.first_time
         ]
-        if not texts_at or decoded.attention is None:
-            return ()
-        rows = [*texts_at, *([len(decoded.tokens)] if decoded.complete else [])]
-        times = token_times(decoded.attention[:, rows])
+        if not places or decoded.attention is None:
+            return (), ()
+        forced = window.num_forced
+        rows = [*range(forced), *(forced + place for place in places)]
+        rows += [forced + len(decoded.tokens)] if decoded.complete else []
+        attention = decoded.attention[:, rows]
+        real = attention[:, :, : window.num_frames]
+        masses = real.sum(axis=-1, keepdims=True)
+        times = token_times(real / np.maximum(masses, 1e-6))[forced:]
         if not decoded.complete:
-            times = np.append(times, attempt.window.num_frames / FRAMES_PER_SECOND)
-        probabilities = np.exp(np.array(decoded.logprobs)[texts_at])
-        words = [decoded.tokens[place] for place in texts_at]
-        texts, token_groups = tokenizer.split_to_word_tokens([*words, tokenizer.eot])
+            times = np.append(times, window.num_frames / FRAMES_PER_SECOND)
+        attended = attended_times(real)[forced:]
+        tails = 1 - masses.mean(axis=(0, 2))[forced:]
+        probabilities = np.exp(np.array(decoded.logprobs)[places])
+        tokens = [decoded.tokens[place] for place in places]
+        texts, groups = tokenizer.split_to_word_tokens([*tokens, tokenizer.eot])
         timings = []
         first = 0
-        for text, tokens in zip(texts[:-1], token_groups[:-1], strict=True):
-            last = first + len(tokens)
+        for text, group in zip(texts[:-1], groups[:-1], strict=True):
+            last = first + len(group)
             probability = float(probabilities[first:last].mean())
-            timings.append(WordTiming(text, tokens, times[first], times[last], probability))
+            timings.append(WordTiming(text, group, times[first], times[last], probability))
             first = last
+        heard = {
+            id(timing): Evidence(
+                float(attended[begin:end].max()),
+                float(tails[begin:end].max()),
+                float(probabilities[begin:end].min()),
+            )
+            for timing, begin, end in _with_places(timings)
+        }
         merge_punctuations(timings, PREPENDED, APPENDED)
-        return tuple(
-            Word(timing.word.strip(), float(timing.start), float(timing.end), timing.probability)
-            for timing in timings
-            if timing.word.strip()
+        words = [timing for timing in timings if timing.word.strip()]
+        return (
+            tuple(
+                Word(it.word.strip(), float(it.start), float(it.end), it.probability)
+                for it in words
+            ),
+            tuple(heard[id(timing)] for timing in words),
         )
+
+
+def _with_places(timings: Sequence[WordTiming]) -> Iterator[tuple[WordTiming, int, int]]:
+    """Each timing with the places of its first token and of the one behind its last."""
+    place = 0
+    for timing in timings:
+        yield timing, place, place + len(timing.tokens)
+        place += len(timing.tokens)
+
+
+def _tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Of text as it stands in a transcript; the names of special tokens are text as any other."""
+    return tuple(tokenizer.encode(" " + text.strip(), disallowed_special=())) if text else ()
 
 
 def log_mel(samples: NDArray[np.float32], num_frames: int, num_mels: int) -> Tensor:

@@ -28,7 +28,8 @@ class Window:
 
     num_frames: how many of the encoded are of real audio; prefix: tokens up to the first free one;
     sot: where among them Whisper's start is; seconds: of real audio; draft: tokens that are tried
-    first, all in one pass; timestamps: whether the text is to hold Whisper's.
+    first, all in one pass; timestamps: whether the text is to hold Whisper's; num_forced: how many
+    tokens at the end of the prefix are the beginning of the text.
     """
 
     encoded: Encoded
@@ -38,12 +39,13 @@ class Window:
     seconds: float
     draft: tuple[int, ...] = ()
     timestamps: bool = False
+    num_forced: int = 0
 
 
 @dataclass(slots=True)
 class Decoded:
-    """Tokens of one window without prefix and end; attention is (heads, rows, frames), where row i
-    is of the query that produced token i, and the last row of the one that produced the end.
+    """Tokens of one window without prefix and end; attention is (heads, rows, keys), where the rows
+    are of the queries that produced the window's forced tokens, its tokens, and the end.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -185,6 +187,7 @@ class Decode:
         self._draft = window.draft[: self._cap - 1] if temperature == 0 else ()
         positions = len(window.prefix) + max(self._cap, len(self._draft) + 1)
         self.stream = network.open(window.encoded, positions)
+        self._forced = window.prefix[len(window.prefix) - window.num_forced :]
         self._numbers: list[int] = []
         self._begun = False
 
@@ -199,7 +202,7 @@ class Decode:
                 asks.append(Ask(self.window.sot))
         self._numbers = []
         for count in range(len(drafts) + 1):
-            text = [*self.result.tokens, *drafts[:count]]
+            text = [*self._forced, *self.result.tokens, *drafts[:count]]
             ask, number = self._rules.ask(len(tokens) - 1 + count, text, self.window.timestamps)
             asks.append(ask)
             self._numbers.append(number)
@@ -227,7 +230,8 @@ class Decode:
         if self.done and self._keep_attention:
             first = len(self.window.prefix) - 1
             last = first + len(self.result.tokens) + self.result.complete
-            self.result.attention = self.stream.attention(first, last, self.window.num_frames)
+            first -= self.window.num_forced
+            self.result.attention = self.stream.attention(first, last)
 
     def _choose(
         self, choices: Sequence[Choice], logits: Tensor, index: int, number: int

@@ -180,7 +180,7 @@ class NativeEncoded:
 
 
 class NativeStream:
-    """own: float32 (layers, heads, 2, positions, 64); scores: float32 (positions, heads, n)."""
+    """own: float32 (layers, heads, 2, positions, 64); scores: float32 (positions, heads, keys)."""
 
     __slots__ = ("encoded", "length", "own", "record", "scores", "scores_at", "scores_step")
 
@@ -194,11 +194,11 @@ class NativeStream:
             own.ctypes.data,
             encoded.length,
             own.shape[3],
-            encoded.num_frames,
+            encoded.length,
         )
 
-    def attention(self, first: int, last: int, num_frames: int) -> NDArray[np.float32]:
-        scores = self.scores[first:last, :, :num_frames].transpose(1, 0, 2)
+    def attention(self, first: int, last: int) -> NDArray[np.float32]:
+        scores = self.scores[first:last].transpose(1, 0, 2) + self.encoded.bias
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         result: NDArray[np.float32] = weights / weights.sum(axis=-1, keepdims=True)
         return result
@@ -265,7 +265,7 @@ class NativeNetwork:
     def open(self, encoded: NativeEncoded, positions: int) -> NativeStream:
         dims = self.dims
         shape = (dims.n_text_layer, dims.n_text_head, 2, positions, HEAD_WIDTH)
-        scores = (positions, self._num_watched, encoded.num_frames)
+        scores = (positions, self._num_watched, encoded.length)
         own = np.empty(shape, dtype=np.float32)
         return NativeStream(encoded, own, np.empty(scores, dtype=np.float32))
 

@@ -54,9 +54,9 @@ class Stream(Protocol):
 
     length: int
 
-    def attention(self, first: int, last: int, num_frames: int) -> NDArray[np.float32]:
-        """Of the tokens [first, last), (heads, tokens, num_frames): what the alignment heads looked
-        at among the first num_frames, summing to 1."""
+    def attention(self, first: int, last: int) -> NDArray[np.float32]:
+        """Of the tokens [first, last), float32 (heads, tokens, keys), summing to 1: what the
+        alignment heads looked at. The first keys are the window's frames, the others its tail."""
         ...
 
 

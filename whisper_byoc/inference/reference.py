@@ -111,17 +111,18 @@ class ReferenceModel:
             task=request.task.value,
             language=request.language if self._model.is_multilingual else "en",
             temperature=temperature,
-            prompt=self._prompt(request.prompt),
+            prompt=self._tokens(request.prompt),
+            prefix=self._tokens(request.committed),
             without_timestamps=not request.timestamps,
             fp16=self.device != "cpu",
         )
 
-    def _prompt(self, prompt: str | None) -> list[int] | None:
-        """As tokens, for in text whisper would refuse the names of special ones."""
-        if not prompt:
+    def _tokens(self, text: str | None) -> list[int] | None:
+        """Of text, in which whisper would refuse the names of special tokens; None of nothing."""
+        if not text:
             return None
         tokenizer = get_tokenizer(self._model.is_multilingual)
-        tokens: list[int] = tokenizer.encode(" " + prompt.strip(), disallowed_special=())
+        tokens: list[int] = tokenizer.encode(" " + text.strip(), disallowed_special=())
         return tokens
 
     def _words(
@@ -134,7 +135,8 @@ class ReferenceModel:
             language=result.language,
             task=request.task.value,
         )
-        tokens = [token for token in result.tokens if token < tokenizer.eot]
+        committed = self._tokens(request.committed) or []
+        tokens = [*committed, *(token for token in result.tokens if token < tokenizer.eot)]
         num_frames = min(N_FRAMES, len(request.samples) // HOP_LENGTH)
         alignment = find_alignment(
             self._model,
@@ -143,6 +145,9 @@ class ReferenceModel:
             mel.to(self._model.encoder.conv1.weight.dtype),
             num_frames,
         )
+        if committed:
+            words, _ = tokenizer.split_to_word_tokens(committed)
+            alignment = alignment[len(words) :]
         merge_punctuations(alignment, PREPENDED, APPENDED)
         return tuple(
             Word(

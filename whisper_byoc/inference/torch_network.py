@@ -64,12 +64,13 @@ class TorchStream:
     slot: int
     length: int = 0
 
-    def attention(self, first: int, last: int, num_frames: int) -> NDArray[np.float32]:
-        slots = self.network.slots
+    def attention(self, first: int, last: int) -> NDArray[np.float32]:
+        slots, length = self.network.slots, self.network.slots.lengths[self.slot]
         queries = slots.queries[:, self.slot, first:last].float()
         heads = self.network.alignment_heads
         keys = torch.stack([slots.cross[layer, 0, self.slot, head] for layer, head in heads])
-        scores = queries @ keys[:, :num_frames].float().transpose(1, 2) / math.sqrt(HEAD_WIDTH)
+        scores = queries @ keys[:, :length].float().transpose(1, 2) / math.sqrt(HEAD_WIDTH)
+        scores += slots.bias[self.slot, 0, 0, :length].float()
         result: NDArray[np.float32] = scores.softmax(-1).cpu().numpy()
         return result
 
