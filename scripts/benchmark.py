@@ -566,6 +566,66 @@ def main() -> None:
 @main.command()
 @click.option("--manifest", type=click.Path(path_type=Path), required=True, help="TSV of files.")
 @click.option("--filter", "prefixes", multiple=True, help="Only files that begin so; repeatable.")
+@click.option("--streams", default="1,4,8,16", help="How many at once, with commas between.")
+@click.option("--seconds", type=click.FloatRange(5), default=60.0, help="Of each stream.")
+@click.option("--url", default="", help="The service that runs there, not one started for this.")
+@click.option("--json", "only_json", is_flag=True, help="Print the line of JSON and no table.")
+@click.option("--option", "options", multiple=True, help="NAME=VALUE for every source.")
+@click.option(
+    "--models-dir",
+    type=click.Path(path_type=Path),
+    default=ROOT / "models",
+    envvar="WHISPER_MODEL_DIRECTORY",
+    show_envvar=True,
+    help="Folder of the weights and their manifest.",
+)
+def live(
+    manifest: Path,
+    prefixes: tuple[str, ...],
+    streams: str,
+    seconds: float,
+    url: str,
+    only_json: bool,
+    options: tuple[str, ...],
+    models_dir: Path,
+) -> None:
+    """Streams at the pace of speech: how late words come, and what that costs.
+
+    Files are joined into streams, with half a second between. Each stream is sent at 1×; when
+    words were spoken, and what can be heard in it, comes from an offline pass over the same audio.
+    The last line printed is a JSON object.
+    """
+    sys.path.insert(0, str(ROOT))  # a script is started from anywhere
+    from scripts.live_benchmark import parse_counts, run_live, show_live
+
+    try:
+        counts = parse_counts(streams)
+        clips = read_clips(manifest, prefixes, None)
+        audio = [read_audio(manifest.parent / clip.file) for clip in clips]
+        setup = Setup(
+            models_dir, find_weights(models_dir, MODEL), num_cores(), url, "batched", "cpu", 8
+        )
+        report = {
+            "machine": machine(num_cores()),
+            "versions": versions(),
+            "model": MODEL,
+            "seconds": seconds,
+            "streams": run_live(clips, audio, counts, seconds, setup, options),
+        }
+    except (ServiceError, OSError) as error:
+        tell(str(error))
+        sys.exit(2 if isinstance(error, BadInput) else 1)
+    except KeyboardInterrupt:
+        tell("interrupted")
+        sys.exit(130)
+    if not only_json:
+        show_live(report)
+    print(json.dumps(report))
+
+
+@main.command()
+@click.option("--manifest", type=click.Path(path_type=Path), required=True, help="TSV of files.")
+@click.option("--filter", "prefixes", multiple=True, help="Only files that begin so; repeatable.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first files.")
 @click.option("--peers", default="", help=f"With commas between: {', '.join(PEERS)}.")
 @click.option("--json", "only_json", is_flag=True, help="Print the line of JSON and no table.")

@@ -23,7 +23,6 @@ from whisper_byoc.transcript import (
     Word,
     choose_format,
     clock,
-    cues_of,
     event_document,
 )
 
@@ -102,7 +101,9 @@ def test_json_is_one_document_at_the_end() -> None:
     assert document["text"] == "Ask not tell größer <&>"
     assert document["duration"] == 9.0
     assert document["reason"] == "eof"
-    assert [segment["utterance"] for segment in document["segments"]] == [0, 0, 1]
+    assert [segment["utterance"] for segment in document["segments"]] == [0, 1]
+    assert document["segments"][0]["text"] == "Ask not tell"
+    assert [word["word"] for word in document["segments"][0]["words"]] == ["Ask", "not", "tell"]
     assert write(Format.JSON, EVENTS[:-1]) == ""
 
 
@@ -115,14 +116,19 @@ def test_json_tells_of_an_error() -> None:
 
 def test_srt_numbers_its_cues() -> None:
     assert write(Format.SRT).split("\n\n")[:2] == [
-        "1\n00:00:03,100 --> 00:00:03,700\nAsk not",
-        "2\n00:00:04,000 --> 00:00:04,500\ntell",
+        "1\n00:00:03,100 --> 00:00:04,500\nAsk not tell",
+        "2\n00:00:07,000 --> 00:00:07,500\ngrößer <&>",
     ]
+
+
+def test_a_cue_is_written_when_its_utterance_is_over() -> None:
+    writer = WRITERS[Format.SRT]()
+    assert [bool(writer.write(event)) for event in EVENTS[:4]] == [False, False, False, True]
 
 
 def test_vtt_escapes_markup() -> None:
     written = write(Format.VTT)
-    assert written.startswith("WEBVTT\n\n00:00:03.100 --> 00:00:03.700\nAsk not\n\n")
+    assert written.startswith("WEBVTT\n\n00:00:03.100 --> 00:00:04.500\nAsk not tell\n\n")
     assert "größer &lt;&amp;&gt;" in written
 
 
@@ -138,19 +144,38 @@ durations = st.floats(0.05, 3)
 texts = st.text(st.characters(codec="ascii", categories=["L", "P"]), min_size=1, max_size=60)
 
 
-@given(st.lists(st.tuples(texts, durations), max_size=60))
-def test_cues_are_readable_and_lose_nothing(spoken: list[tuple[str, float]]) -> None:
+@given(
+    spoken=st.lists(st.tuples(texts, durations), max_size=60),
+    pieces=st.lists(st.integers(1, 12), min_size=60, max_size=60),
+)
+def test_cues_are_readable_and_lose_nothing(
+    spoken: list[tuple[str, float]], pieces: list[int]
+) -> None:
+    """Whatever finals the words came in."""
     words, time = [], 0.0
     for text, duration in spoken:
         words.append(Word(text, time, time + duration, 1.0))
         time += duration
-    cues = list(cues_of(words))
-    assert " ".join(" ".join(cue.lines) for cue in cues) == " ".join(text for text, _ in spoken)
-    for cue in cues:
-        single = len(" ".join(cue.lines).split(" ")) == 1
-        assert len(cue.lines) <= MAX_CUE_LINES
-        assert single or cue.end - cue.start <= MAX_CUE_SECONDS
-        assert all(len(line) <= MAX_LINE_CHARACTERS or " " not in line for line in cue.lines)
+    events: list[Event] = []
+    for size in pieces:
+        part, words = tuple(words[:size]), words[size:]
+        if part:
+            text = " ".join(word.text for word in part)
+            events.append(Final(len(events), 0, part[0].start, part[-1].end, text, part, "en"))
+    blocks = write(Format.SRT, [*events, End(len(events), time, EndReason.EOF)]).split("\n\n")
+    cues = [block.split("\n") for block in blocks if block]
+    assert [int(cue[0]) for cue in cues] == list(range(1, len(cues) + 1))
+    assert " ".join(" ".join(cue[2:]) for cue in cues) == " ".join(text for text, _ in spoken)
+    for _, times, *lines in cues:
+        start, end = (seconds_of(it) for it in times.split(" --> "))
+        assert len(lines) <= MAX_CUE_LINES
+        assert " " not in " ".join(lines) or end - start <= MAX_CUE_SECONDS + 0.001
+        assert all(len(line) <= MAX_LINE_CHARACTERS or " " not in line for line in lines)
+
+
+def seconds_of(time: str) -> float:
+    hours, minutes, seconds = time.replace(",", ".").split(":")
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
 
 
 @pytest.mark.parametrize(

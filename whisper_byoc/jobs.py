@@ -344,7 +344,7 @@ class Job:
             language=self.options.language,
             task=self.options.task,
             prompt=self.options.prompt,
-            word_times=window.purpose is not Purpose.PARTIAL,
+            committed=window.committed,
             draft=window.draft,
         )
         try:
@@ -356,7 +356,7 @@ class Job:
         seconds = self._loop.time() - began
         self._decode_seconds += seconds
         self._services.metrics.observe_decode(window.purpose.name.lower(), seconds, hypothesis)
-        self._transcriber.receive_hypothesis(hypothesis)
+        self._transcriber.receive_hypothesis(hypothesis, seconds)
         self._publish()
         self._decoded.set()
 

@@ -30,6 +30,12 @@ class EngineKind(StrEnum):
     REFERENCE = "reference"
 
 
+class Mode(StrEnum):
+    LOW_LATENCY = "low_latency"
+    BALANCED = "balanced"
+    FINALS_ONLY = "finals_only"
+
+
 class LogLevel(StrEnum):
     DEBUG = "debug"
     INFO = "info"
@@ -76,6 +82,11 @@ class ModelSettings(Group):
 
 
 class StreamingSettings(Group):
+    mode: Mode = Field(
+        Mode.BALANCED,
+        description="low_latency: words become final sooner, and are wrong more often; balanced;"
+        " finals_only: nothing before an utterance is over",
+    )
     speech_threshold: float = Field(
         0.5, gt=0, lt=1, description="voice probability from which a frame is speech"
     )
@@ -90,7 +101,10 @@ class StreamingSettings(Group):
         3, ge=1, le=100, description="32 ms frames of speech below which an utterance is noise"
     )
     partial_interval: float = Field(
-        1.0, ge=0.1, le=10, description="s of new audio between two partials of an utterance"
+        0.5, ge=0.1, le=10, description="s of new audio between two partials; more under load"
+    )
+    max_window: float = Field(
+        9.0, ge=5, le=28, description="s of a live utterance decoded again for every partial"
     )
     max_utterance: float = Field(
         24.0, ge=5, le=28, description="s of speech without a pause before it is cut"

@@ -1,9 +1,11 @@
 """Words, the events of a job, and the formats they are written in (pure)."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import groupby
 from typing import Any, ClassVar
 
 from whisper_byoc.errors import InvalidOption
@@ -177,14 +179,14 @@ def _quality(parameters: Iterable[str]) -> float:
     return 1.0
 
 
-class Writer:
+class Writer(ABC):
     """Turns the events of one job, in order, into the pieces of one output."""
 
     def begin(self) -> str:
         return ""
 
-    def write(self, event: Event) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def write(self, event: Event) -> str: ...
 
     def keepalive(self) -> str:
         """What may be sent while nothing happens; empty where the format has no such thing."""
@@ -252,20 +254,27 @@ class JsonWriter(Writer):
             "duration": round(end.audio_seconds, 3),
             "reason": end.reason,
             "segments": [
-                {
-                    "id": number,
-                    "utterance": final.utterance,
-                    "start": round(final.start, 3),
-                    "end": round(final.end, 3),
-                    "text": final.text,
-                    "words": [word_document(word) for word in final.words],
-                }
-                for number, final in enumerate(self._finals)
+                _segment_document(number, list(finals))
+                for number, (_, finals) in enumerate(
+                    groupby(self._finals, key=lambda final: final.utterance)
+                )
             ],
         }
         if self._failure is not None:
             document["error"] = {"code": self._failure.code, "message": self._failure.message}
         return document
+
+
+def _segment_document(number: int, finals: Sequence[Final]) -> dict[str, Any]:
+    """An utterance, in however many pieces it became final."""
+    return {
+        "id": number,
+        "utterance": finals[0].utterance,
+        "start": round(finals[0].start, 3),
+        "end": round(finals[-1].end, 3),
+        "text": " ".join(final.text for final in finals),
+        "words": [word_document(word) for final in finals for word in final.words],
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,18 +284,6 @@ class Cue:
     start: float
     end: float
     lines: tuple[str, ...]
-
-
-def cues_of(words: Sequence[Word]) -> Iterator[Cue]:
-    """Cut timed words into readable cues, in order; no word is lost or divided."""
-    cue = _OpenCue()
-    for word in words:
-        if not cue.takes(word):
-            yield cue.close()
-            cue = _OpenCue()
-        cue.add(word)
-    if cue.words:
-        yield cue.close()
 
 
 @dataclass(slots=True)
@@ -315,12 +312,41 @@ class _OpenCue:
         return Cue(self.words[0].start, self.words[-1].end, tuple(self.lines))
 
 
-class SrtWriter(Writer):
+class _CueWriter(Writer):
+    """Writes a cue when it is full or its utterance is over, whatever finals its words came in."""
+
     def __init__(self) -> None:
-        self._count = 0
+        self._open = _OpenCue()
+        self._utterance: int | None = None
 
     def write(self, event: Event) -> str:
-        return "".join(map(self._cue, cues_of(event.words))) if isinstance(event, Final) else ""
+        cues: list[Cue] = []
+        match event:
+            case Final():
+                if event.utterance != self._utterance:
+                    self._flush(cues)
+                self._utterance = event.utterance
+                for word in event.words:
+                    if not self._open.takes(word):
+                        self._flush(cues)
+                    self._open.add(word)
+            case Endpoint() | Failure() | End():
+                self._flush(cues)
+        return "".join(map(self._cue, cues))
+
+    def _flush(self, cues: list[Cue]) -> None:
+        if self._open.words:
+            cues.append(self._open.close())
+            self._open = _OpenCue()
+
+    @abstractmethod
+    def _cue(self, cue: Cue) -> str: ...
+
+
+class SrtWriter(_CueWriter):
+    def __init__(self) -> None:
+        super().__init__()
+        self._count = 0
 
     def _cue(self, cue: Cue) -> str:
         self._count += 1
@@ -328,14 +354,11 @@ class SrtWriter(Writer):
         return f"{self._count}\n{times}\n" + "\n".join(cue.lines) + "\n\n"
 
 
-class VttWriter(Writer):
+class VttWriter(_CueWriter):
     _ESCAPES: ClassVar = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
     def begin(self) -> str:
         return "WEBVTT\n\n"
-
-    def write(self, event: Event) -> str:
-        return "".join(map(self._cue, cues_of(event.words))) if isinstance(event, Final) else ""
 
     def _cue(self, cue: Cue) -> str:
         times = f"{clock(cue.start, '.')} --> {clock(cue.end, '.')}"

@@ -39,13 +39,16 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def benchmark(*arguments: object) -> Iterator[Process]:
     """In a session of its own, as a shell starts a job; all of it is gone at exit."""
-    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "offline"]
+    what = [] if arguments[0] == "live" else ["offline"]
+    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), *what]
     with subprocess.Popen(
         [*command, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell that runs tests in the background lets them ignore it, and so all they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:
             yield process
@@ -205,3 +208,32 @@ def assert_refused(arguments: list[object], problem: str) -> None:
     [line] = errors.splitlines()
     assert problem in line
     assert "expected" in line
+
+
+@pytest.mark.model
+def test_live_streams_in_figures(manifest: Path) -> None:
+    arguments = ["live", "--manifest", manifest, "--streams", "1,3", "--seconds", 5]
+    status, output, errors = run(*arguments)
+    assert status == 0, errors
+    *table, last = output.splitlines()
+    assert any("final lag p50 / p95" in line for line in table)
+    streams = json.loads(last)["streams"]
+    assert list(streams) == ["1", "3"]
+    for figures in streams.values():
+        assert 0 < figures["final_lag"]["p50"] <= figures["final_lag"]["p95"] < 10
+        assert figures["partial_lag"]["p50"] <= figures["final_lag"]["p50"]
+        assert figures["wer"] < 25, figures
+        assert figures["tail_words_lost"] == 0
+        assert figures["rss_mb"] > 100
+        assert figures["cpu_seconds_per_audio_second"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        pytest.param(["--streams", "4,none"], "'4,none', expected numbers", id="streams"),
+        pytest.param(["--option", "mode"], "'mode', expected NAME=VALUE", id="option"),
+    ],
+)
+def test_bad_arguments_of_live_exit_2(manifest: Path, arguments: list[str], problem: str) -> None:
+    assert_refused(["live", "--manifest", manifest, *arguments], problem)

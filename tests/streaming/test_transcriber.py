@@ -1,6 +1,7 @@
 """The rules of one stream, driven with made-up voice and made-up hypotheses."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from whisper_byoc.audio import SAMPLE_RATE
 from whisper_byoc.decode import FRAME_SAMPLES, MAX_WINDOW_SECONDS, Hypothesis
-from whisper_byoc.settings import StreamingSettings
+from whisper_byoc.settings import Mode, StreamingSettings
 from whisper_byoc.streaming.transcriber import (
     MAX_BLOCK_SAMPLES,
     Purpose,
@@ -82,7 +83,8 @@ class Stream:
             spoken = any(begin <= second and second + 0.5 <= end for begin, end in self._spoken)
             if spoken and start >= -0.02 and second + 0.5 <= window.end:
                 words.append(Word(f"s{second}", max(start, 0.0), start + 0.5, 0.9))
-        return Hypothesis(" ".join(word.text for word in words), "en", tuple(words))
+        rest = words[len(window.committed.split()) :]
+        return Hypothesis(" ".join(word.text for word in rest), "en", tuple(rest))
 
     def of(self, *kinds: type) -> list[Event]:
         return [event for event in self.events if isinstance(event, kinds)]
@@ -171,8 +173,10 @@ def test_only_a_live_stream_gets_partials() -> None:
 def test_a_partial_is_sent_again_only_when_it_changes() -> None:
     stream = Stream(live=True)
     stream.speak(6)
-    texts = [event.text for event in stream.of(Partial) if isinstance(event, Partial)]
-    assert texts == sorted(set(texts), key=len)
+    shown = [event for event in stream.events if isinstance(event, Partial | Final)]
+    for before, after in pairwise(shown):
+        if isinstance(before, Partial) and isinstance(after, Partial):
+            assert before.text != after.text
 
 
 def test_a_window_brings_what_was_last_heard_of_its_utterance() -> None:
@@ -180,12 +184,66 @@ def test_a_window_brings_what_was_last_heard_of_its_utterance() -> None:
     stream.speak(4)
     stream.pause(2)
     stream.speak(3)
-    drafts = [window.draft for window in stream.windows]
-    heard = [stream.hear(window).text for window in stream.windows]
-    for number, window in enumerate(stream.windows):
-        begins = number == 0 or stream.windows[number - 1].purpose is Purpose.FINAL
-        assert drafts[number] == ("" if begins else heard[number - 1]), window
-    assert any(drafts)
+    assert any(window.committed for window in stream.windows)
+    for before, window in pairwise(stream.windows):
+        known = f"{window.committed} {window.draft}".strip()
+        heard = f"{before.committed} {stream.hear(before).text}".strip()
+        assert known == ("" if before.purpose is Purpose.FINAL else heard)
+
+
+def test_a_live_stream_has_final_words_before_its_utterance_is_over() -> None:
+    stream = Stream(live=True)
+    stream.speak(6)
+    assert stream.words() == ["s0", "s1", "s2", "s3"]
+    assert not stream.of(Endpoint)
+    stream.pause(1)
+    assert stream.words() == ["s0", "s1", "s2", "s3", "s4", "s5"]
+    assert len({getattr(event, "utterance", 0) for event in stream.events}) == 1
+
+
+def test_a_mode_without_partials_says_nothing_before_the_endpoint() -> None:
+    stream = Stream(live=True)
+    stream.transcriber = Transcriber(SETTINGS.model_copy(update={"mode": Mode.FINALS_ONLY}))
+    stream.speak(6)
+    assert stream.events == []
+    stream.pause(1)
+    assert stream.words() == ["s0", "s1", "s2", "s3", "s4", "s5"]
+
+
+def test_a_live_window_stays_short_and_loses_nothing() -> None:
+    stream = Stream(live=True)
+    stream.speak(60)
+    assert max(len(window.samples) for window in stream.windows) < 11 * SAMPLE_RATE
+    stream.end()
+    assert stream.words() == [f"s{second}" for second in range(60)]
+
+
+def test_a_live_window_stays_short_when_no_two_hypotheses_agree() -> None:
+    class Mumbling(Stream):
+        def hear(self, window: Window) -> Hypothesis:
+            number = len(self.windows)
+            words = [Word(f"{number}-{n}", n, n + 0.5, 0.9) for n in range(int(window.end))]
+            return Hypothesis(" ".join(word.text for word in words), "en", tuple(words))
+
+    stream = Mumbling(live=True)
+    stream.speak(60)
+    assert max(len(window.samples) for window in stream.windows) < 13 * SAMPLE_RATE
+
+
+def test_partials_come_as_often_as_they_can_be_afforded() -> None:
+    def num_partials(seconds: float) -> int:
+        transcriber = Transcriber(SETTINGS)
+        frame = np.zeros(FRAME_SAMPLES, dtype=np.float32)
+        number = 0
+        for _ in range(round(8 * FRAMES_PER_SECOND)):
+            transcriber.receive_audio(frame, [0.9])
+            if transcriber.next_window(live=True):
+                number += 1
+                transcriber.receive_hypothesis(Hypothesis(f"{number}", "en"), seconds)
+        return number
+
+    assert num_partials(0.01) == pytest.approx(8 / 0.5, abs=2)
+    assert num_partials(0.5) == pytest.approx(8 / 1.5, abs=2)
 
 
 def test_one_window_is_out_at_a_time() -> None:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from whisper_byoc.audio import SAMPLE_RATE
 from whisper_byoc.decode import FRAME_SAMPLES, MAX_WINDOW_SECONDS, Hypothesis
-from whisper_byoc.settings import StreamingSettings
-from whisper_byoc.streaming.hypothesis import believed, choose_cut, place_words
+from whisper_byoc.settings import Mode, StreamingSettings
+from whisper_byoc.streaming.commit import Heard, Policy, num_to_commit
+from whisper_byoc.streaming.hypothesis import believed, choose_cut, place_words, quietest
 from whisper_byoc.streaming.vad import SpeechDetector, SpeechEnd, SpeechStart
 from whisper_byoc.transcript import (
     End,
@@ -36,6 +37,16 @@ _MIN_PARTIAL_SAMPLES = round(0.4 * SAMPLE_RATE)
 _MIN_PARTIAL_SPEECH_FRAMES = 2
 
 
+_STRETCH = 3.0
+"""A stream asks for a partial at most so many times as long after the one before as that took."""
+_CAREFUL_INTERVAL = 0.8
+"""Seconds between partials from which the policy for rare ones is used."""
+_EARLIEST_CUT_SECONDS = 3.6
+_FORCED_DISTANCE_SECONDS = 2.0
+_BEFORE_END, _AFTER_END = 0.2, 0.1
+"""Seconds around a word's end in which a cut is looked for: attention puts ends 0.1 s late."""
+
+
 class Purpose(Enum):
     PARTIAL = auto()
     """Speech goes on; the words may change."""
@@ -49,12 +60,14 @@ class Purpose(Enum):
 class Window:
     """The samples of one decode: float32 (n,) from sample `start` of the stream.
 
-    draft: what was last heard in the same utterance, which the text will mostly begin with.
+    committed: words that are final and whose audio is in the window: its text begins with them.
+    draft: what was last heard behind them, which the rest will mostly begin with.
     """
 
     purpose: Purpose
     start: int
     samples: NDArray[np.float32]
+    committed: str = ""
     draft: str = ""
 
     @property
@@ -76,6 +89,10 @@ class _Utterance:
     speech_frames: list[int] = field(default_factory=list)
     """First samples of the frames that hold speech."""
     partial: str = ""
+    committed: list[tuple[str, int]] = field(default_factory=list)
+    """Final words whose audio is still in the window, each with the sample at which it ends."""
+    heard: deque[tuple[Word, ...]] = field(default_factory=lambda: deque(maxlen=2))
+    """The uncommitted words of the last hypotheses, the newest first."""
 
 
 class SampleBuffer:
@@ -126,6 +143,7 @@ class Transcriber:
         self._last_word_end = 0.0
         self._end_reason: EndReason | None = None
         self._failure: tuple[str, str] | None = None
+        self._interval = settings.partial_interval
         self.ended = False
 
     @property
@@ -185,16 +203,19 @@ class Transcriber:
             self._end_reason = EndReason.ERROR
             self._send_end_if_done()
 
-    def receive_hypothesis(self, hypothesis: Hypothesis) -> None:
-        """The answer to the window that is out."""
+    def receive_hypothesis(self, hypothesis: Hypothesis, seconds: float = 0.0) -> None:
+        """The answer to the window that is out, and how long it was waited for: partials are made
+        as often as that can be afforded."""
         if self._out is None:
             return
         window, utterance = self._out
         self._out = None
+        self._interval = max(self._settings.partial_interval, _STRETCH * seconds)
+        clean = hypothesis.trip is None
         hypothesis = believed(hypothesis)
         match window.purpose:
             case Purpose.PARTIAL:
-                self._send_partial(utterance, window, hypothesis.text)
+                self._receive_partial(utterance, window, hypothesis, clean)
             case Purpose.CUT:
                 self._cut(utterance, window, hypothesis.words, hypothesis.language)
             case Purpose.FINAL:
@@ -226,10 +247,11 @@ class Transcriber:
             return self._take(Purpose.CUT, utterance_open, self._audio.end)
         if (
             live
+            and self._settings.mode is not Mode.FINALS_ONLY
             and self._audio.end >= utterance_open.next_partial
             and len(utterance_open.speech_frames) >= _MIN_PARTIAL_SPEECH_FRAMES
         ):
-            interval = round(self._settings.partial_interval * SAMPLE_RATE)
+            interval = round(self._interval * SAMPLE_RATE)
             utterance_open.next_partial = self._audio.end + interval
             return self._take(Purpose.PARTIAL, utterance_open, self._audio.end)
         return None
@@ -255,9 +277,67 @@ class Transcriber:
 
     def _take(self, purpose: Purpose, utterance: _Utterance, end: int) -> Window:
         samples = self._audio.copy(utterance.start, end)
-        window = Window(purpose, utterance.start, samples, utterance.partial)
+        committed = " ".join(text for text, _ in utterance.committed)
+        window = Window(purpose, utterance.start, samples, committed, utterance.partial)
         self._out = window, utterance
         return window
+
+    def _receive_partial(
+        self, utterance: _Utterance, window: Window, hypothesis: Hypothesis, clean: bool
+    ) -> None:
+        """Make final what there is enough evidence for; the rest is the new partial."""
+        words = hypothesis.words
+        number = 0
+        if clean:
+            heard = Heard(words, hypothesis.evidence, window.end - window.offset)
+            number = num_to_commit(self._policy, heard, list(utterance.heard))
+            if len(window.samples) > self._settings.max_window * SAMPLE_RATE:
+                # Nothing agreed for that long: what is old becomes final, so that a cut can come.
+                old = heard.audio_end - _FORCED_DISTANCE_SECONDS
+                number = max(number, sum(1 for word in words if word.end < old))
+        if number:
+            self._send_final(utterance, window, words[:number], hypothesis.language)
+            utterance.committed += [
+                (word.text, window.start + round(word.end * SAMPLE_RATE)) for word in words[:number]
+            ]
+            waiting = [earlier[number:] for earlier in utterance.heard]
+            utterance.heard.clear()
+            utterance.heard.extend(waiting)
+        if clean:
+            utterance.heard.appendleft(words[number:])
+        rest = " ".join(word.text for word in words[number:])
+        self._send_partial(utterance, window, rest if words else hypothesis.text)
+        if len(window.samples) > self._settings.max_window * SAMPLE_RATE:
+            self._shorten(utterance)
+
+    @property
+    def _policy(self) -> Policy:
+        if self._settings.mode is Mode.LOW_LATENCY:
+            return Policy.EAGER
+        return Policy.QUICK if self._interval < _CAREFUL_INTERVAL else Policy.CAREFUL
+
+    def _shorten(self, utterance: _Utterance) -> None:
+        """Leave out the beginning of a long window: cut at the quietest end of a committed word."""
+        samples = self._audio.copy(utterance.start, self._audio.end)
+        earliest = utterance.start + round(_EARLIEST_CUT_SECONDS * SAMPLE_RATE)
+        ends = [end for _, end in utterance.committed]
+        ends = [end for end in ends if end >= earliest] or ends[-1:]
+        if not ends:
+            return
+        places = []
+        for end in ends:
+            seconds = (end - utterance.start) / SAMPLE_RATE
+            place, energy = quietest(samples, seconds - _BEFORE_END, seconds + _AFTER_END)
+            places.append((energy, utterance.start + place, end))
+        _, cut, last = min(places)
+        utterance.start = cut
+        utterance.committed = [item for item in utterance.committed if item[1] > last]
+        self._drop_speech_frames(utterance)
+
+    def _drop_speech_frames(self, utterance: _Utterance) -> None:
+        utterance.speech_frames = [
+            frame for frame in utterance.speech_frames if frame >= utterance.start
+        ]
 
     def _cut(
         self, utterance: _Utterance, window: Window, words: tuple[Word, ...], language: str
@@ -266,9 +346,9 @@ class Transcriber:
         self._send_final(utterance, window, words[: cut.num_words], language)
         remaining = " ".join(word.text for word in words[cut.num_words :])
         utterance.start = window.start + cut.sample
-        utterance.speech_frames = [
-            frame for frame in utterance.speech_frames if frame >= utterance.start
-        ]
+        utterance.committed.clear()
+        utterance.heard.clear()
+        self._drop_speech_frames(utterance)
         self._send_partial(utterance, window, remaining)
 
     def _send_partial(self, utterance: _Utterance, window: Window, text: str) -> None:
@@ -276,6 +356,7 @@ class Transcriber:
             utterance.partial = text
             number = self._number(utterance)
             start = max(window.offset, utterance.start / SAMPLE_RATE)
+            start = min(max(start, self._last_word_end), window.end)
             self._send(Partial(self._next_seq(), number, start, window.end, text))
 
     def _send_final(

@@ -1,0 +1,322 @@
+"""The part of `benchmark.py live` that serves, streams and measures."""
+
+import asyncio
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whisper_byoc.benchmarking import BadInput, Clip, word_error_rate
+from whisper_byoc.client import LiveClient
+from whisper_byoc.errors import ServiceError
+from whisper_byoc.lags import StreamLags, measure_lags, percentile
+from whisper_byoc.transcript import Event, Final, Partial, Word
+
+SAMPLE_RATE = 16_000
+CHUNK_SECONDS = 0.1
+GAP_SECONDS = 0.5
+START_SECONDS = 120
+
+
+class NoServer(ServiceError):
+    """The service that was to be measured did not start."""
+
+    code = "no_server"
+
+    def __str__(self) -> str:
+        return f"the service did not start: {self.args[0]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """One stream's audio, 16 kHz mono int16, what is said in it, and what an offline pass heard."""
+
+    audio: bytes
+    reference: str
+    offline: str = ""
+    words: tuple[Word, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        return len(self.audio) / 2 / SAMPLE_RATE
+
+
+def parse_counts(text: str) -> list[int]:
+    """Raises BadInput."""
+    try:
+        counts = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1 or max(counts) > 1000:
+        raise BadInput(f"streams is {text!r}, expected numbers from 1 to 1000 with commas between")
+    return counts
+
+
+def run_live(
+    clips: Sequence[Clip],
+    audio: Sequence[bytes],
+    counts: Sequence[int],
+    seconds: float,
+    setup: Any,
+    options: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+    """Figures by number of streams. Raises BadInput, ClientError and NoServer."""
+    for option in options:
+        if "=" not in option:
+            raise BadInput(f"option is {option!r}, expected NAME=VALUE")
+    query = dict(option.split("=", 1) for option in options)
+    tracks = hear_offline(join(clips, audio, max(counts), seconds), setup)
+    figures: dict[str, dict[str, Any]] = {}
+    with serve(setup) as (url, process):
+        for count in counts:
+            tell(f"{count} streams of {seconds:.0f} s")
+            usage = Usage(process)
+            seen = asyncio.run(stream_all(url, tracks[:count], query))
+            figures[str(count)] = summarise_live(tracks[:count], seen) | usage.since_start(
+                sum(track.seconds for track in tracks[:count])
+            )
+    return figures
+
+
+def join(clips: Sequence[Clip], audio: Sequence[bytes], count: int, seconds: float) -> list[Track]:
+    """Streams of at least `seconds`; the clips go round, so that no two begin alike."""
+    gap = bytes(2 * round(GAP_SECONDS * SAMPLE_RATE))
+    tracks, place = [], 0
+    for _ in range(count):
+        parts: list[bytes] = []
+        texts: list[str] = []
+        while sum(map(len, parts)) < 2 * seconds * SAMPLE_RATE:
+            parts += [audio[place % len(clips)], gap]
+            texts.append(clips[place % len(clips)].reference)
+            place += 1
+        tracks.append(Track(b"".join(parts[:-1]), " ".join(texts)))
+    return tracks
+
+
+def hear_offline(tracks: Sequence[Track], setup: Any) -> list[Track]:
+    """In a process of its own, which is gone when streams are measured."""
+    context = multiprocessing.get_context("spawn")
+    tell("an offline pass, to know when words are spoken")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return list(pool.submit(transcribe_tracks, list(tracks), setup).result())
+
+
+def transcribe_tracks(tracks: Sequence[Track], setup: Any) -> list[Track]:
+    from whisper_byoc.inference.engine import load_models
+    from whisper_byoc.inference.voice import VoiceModel
+    from whisper_byoc.recordings import RecordingOptions, transcribe_recordings
+    from whisper_byoc.settings import ModelSettings
+
+    [model] = load_models(ModelSettings(directory=setup.models_dir))
+    samples = [
+        [np.frombuffer(track.audio, "<i2").astype(np.float32) / np.float32(32768)]
+        for track in tracks
+    ]
+    heard: list[list[Any]] = [[] for _ in tracks]
+    voice = VoiceModel().probabilities
+    for number, segment in transcribe_recordings(model, voice, samples, RecordingOptions(), 8):
+        heard[number].append(segment)
+    return [
+        Track(
+            track.audio,
+            track.reference,
+            " ".join(segment.text for segment in segments),
+            tuple(word for segment in segments for word in segment.words),
+        )
+        for track, segments in zip(tracks, heard, strict=True)
+    ]
+
+
+@contextmanager
+def serve(setup: Any) -> Iterator[tuple[str, int | None]]:
+    """The URL of a service, and its process when it was started for this. Raises NoServer."""
+    if setup.url:
+        yield setup.url, None
+        return
+    environment = {**os.environ, "WHISPER_MODEL_DIRECTORY": str(setup.models_dir)}
+    command = [sys.executable, "-m", "whisper_byoc", "serve", "--host", "127.0.0.1", "--port", "0"]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            url, lines = "", []
+            for line in process.stdout:
+                lines.append(line.strip())
+                if "listening on " in line:
+                    url = line.split("listening on ")[1].strip()
+                if "ready after" in line:
+                    break
+            else:
+                raise NoServer(lines[-1] if lines else "it said nothing")
+            threading.Thread(target=process.stdout.read, daemon=True).start()
+            yield url, process.pid
+        finally:
+            process.terminate()
+            process.wait(START_SECONDS)
+
+
+async def stream_all(
+    url: str, tracks: Sequence[Track], query: dict[str, str]
+) -> list[list[tuple[float, Event]]]:
+    """What a reader of each stream saw, and when, in seconds from the stream's first sample."""
+    async with LiveClient(url) as client, asyncio.TaskGroup() as group:
+        tasks = [
+            # Not all in step: streams begin within one second.
+            group.create_task(stream_one(client, track, number / len(tracks), query))
+            for number, track in enumerate(tracks)
+        ]
+    return [task.result() for task in tasks]
+
+
+async def stream_one(
+    client: LiveClient, track: Track, delay: float, query: dict[str, str]
+) -> list[tuple[float, Event]]:
+    await asyncio.sleep(delay)
+    began = time.monotonic()
+    seen: list[tuple[float, Event]] = []
+    rest = ""
+
+    async def paced() -> AsyncIterator[bytes]:
+        size = 2 * round(CHUNK_SECONDS * SAMPLE_RATE)
+        for number, start in enumerate(range(0, len(track.audio), size), start=1):
+            # A chunk is there when its last sample has been spoken.
+            await asyncio.sleep(max(0.0, began + number * CHUNK_SECONDS - time.monotonic()))
+            yield track.audio[start : start + size]
+
+    def receive(text: str) -> None:
+        nonlocal rest
+        *lines, rest = (rest + text).split("\n")
+        now = time.monotonic() - began
+        seen.extend((now, event) for line in lines if (event := parse_event(line)))
+
+    job_id = f"benchmark-{uuid.uuid4().hex[:12]}"
+    async with asyncio.TaskGroup() as group:
+        group.create_task(client.send(job_id, paced(), "audio/pcm", **query))
+        async for text in client.output(job_id):
+            receive(text)
+    await client.delete(job_id)
+    return seen
+
+
+def parse_event(line: str) -> Event | None:
+    """What was said, in a line of NDJSON; places and times are the reader's to tell."""
+    document = json.loads(line) if line else {}
+    match document.get("type"):
+        case "partial":
+            return Partial(0, document["utterance"], 0.0, 0.0, document["text"])
+        case "final":
+            return Final(0, document["utterance"], 0.0, 0.0, document["text"], (), "en")
+        case "error":
+            raise NoServer(document["message"])
+    return None
+
+
+class Usage:
+    """CPU time and memory of a process since this was made; nothing without a process."""
+
+    def __init__(self, process: int | None) -> None:
+        self._process = process
+        self._began = self._cpu_seconds()
+
+    def since_start(self, audio_seconds: float) -> dict[str, float | None]:
+        if self._process is None:
+            return {"cpu_seconds_per_audio_second": None, "rss_mb": None}
+        spent = self._cpu_seconds() - self._began
+        status = Path(f"/proc/{self._process}/status").read_text(encoding="utf-8")
+        rss = int(status.split("VmRSS:")[1].split()[0]) * 1024 / 1e6
+        return {
+            "cpu_seconds_per_audio_second": round(spent / audio_seconds, 4),
+            "rss_mb": round(rss, 1),
+        }
+
+    def _cpu_seconds(self) -> float:
+        if self._process is None:
+            return 0.0
+        fields = Path(f"/proc/{self._process}/stat").read_text(encoding="utf-8").rsplit(") ", 1)[1]
+        return sum(map(int, fields.split()[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def summarise_live(
+    tracks: Sequence[Track], seen: Sequence[Sequence[tuple[float, Event]]]
+) -> dict[str, Any]:
+    from whisper.normalizers import EnglishTextNormalizer
+
+    normalise = EnglishTextNormalizer()
+    lags = [
+        measure_lags(events, track.words, track.seconds)
+        for track, events in zip(tracks, seen, strict=True)
+    ]
+    references = [normalise(track.reference) for track in tracks]
+
+    def spread(values: Sequence[float]) -> dict[str, float | None]:
+        found = {f"p{percent}": percentile(values, percent) for percent in (50, 95)}
+        return {key: None if it is None else round(it, 3) for key, it in found.items()}
+
+    def rate(texts: Sequence[str]) -> float | None:
+        return word_error_rate(list(zip(references, map(normalise, texts), strict=True)))
+
+    final_medians = [it for lag in lags if (it := percentile(lag.final, 50))]
+    return {
+        "partial_lag": spread([value for lag in lags for value in lag.partial]),
+        "final_lag": spread([value for lag in lags for value in lag.final]),
+        "finalize": spread([lag.finalize for lag in lags if lag.finalize is not None]),
+        "fairness": round(max(final_medians) / min(final_medians), 2) if final_medians else None,
+        "wer": rate([lag.text for lag in lags]),
+        "offline_wer": rate([track.offline for track in tracks]),
+        "tail_words_lost": sum(lag.tail_words_lost for lag in lags),
+        "changed_share": round(_share(lags), 4),
+    }
+
+
+def _share(lags: Sequence[StreamLags]) -> float:
+    return sum(lag.num_changed for lag in lags) / max(1, sum(lag.num_shown for lag in lags))
+
+
+ROWS = {
+    "partial lag p50 / p95, s": ("partial_lag",),
+    "final lag p50 / p95, s": ("final_lag",),
+    "finalize → last final p50 / p95, s": ("finalize",),
+    "largest / smallest median final lag": ("fairness",),
+    "WER %": ("wer",),
+    "WER % offline": ("offline_wer",),
+    "tail words lost": ("tail_words_lost",),
+    "share of partial words that changed": ("changed_share",),
+    "CPU s per s of audio": ("cpu_seconds_per_audio_second",),
+    "RSS, MB": ("rss_mb",),
+}
+
+
+def show_live(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("streams", *report["streams"])
+    table.title = f"{report['model']}, {report['seconds']:.0f} s a stream, at the pace of speech"
+    table.caption = f"{report['machine']['cpu']}, {report['machine']['cores']} cores"
+    for title, (key,) in ROWS.items():
+        cells = (values[key] for values in report["streams"].values())
+        table.add_row(title, *(_cell(value) for value in cells))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return " / ".join(_cell(it) for it in value.values())
+    return "–" if value is None else f"{value:.4g}"
+
+
+def tell(line: str) -> None:
+    print(f"benchmark: {line}", file=sys.stderr, flush=True)
