@@ -309,7 +309,7 @@ def work(run: str, setup: Setup, connection: Connection) -> None:
             profile = transcribe.profile() if hasattr(transcribe, "profile") else {}
             connection.send(Answer(texts, seconds, profile, peak_rss_mb()))
     except (EOFError, BrokenPipeError):
-        return
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # on our way out already
     except Exception as error:  # whatever it is, the parent tells it with the run's name
         connection.send(RunFailed(run, f"{type(error).__name__}: {error}"))
 
