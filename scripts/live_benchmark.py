@@ -276,6 +276,7 @@ def summarise_live(
         "fairness": round(max(final_medians) / min(final_medians), 2) if final_medians else None,
         "wer": rate([lag.text for lag in lags]),
         "offline_wer": rate([track.offline for track in tracks]),
+        "words": sum(len(lag.text.split()) for lag in lags),
         "tail_words_lost": sum(lag.tail_words_lost for lag in lags),
         "changed_share": round(_share(lags), 4),
     }
@@ -292,6 +293,7 @@ ROWS = {
     "largest / smallest median final lag": ("fairness",),
     "WER %": ("wer",),
     "WER % offline": ("offline_wer",),
+    "final words": ("words",),
     "tail words lost": ("tail_words_lost",),
     "share of partial words that changed": ("changed_share",),
     "CPU s per s of audio": ("cpu_seconds_per_audio_second",),

@@ -33,7 +33,7 @@ from whisper_byoc.inference.engine import Engine
 from whisper_byoc.inference.voice import VoiceActivity, VoiceState
 from whisper_byoc.media import open_source
 from whisper_byoc.metrics import Metrics
-from whisper_byoc.settings import JobSettings, Settings, StreamingSettings
+from whisper_byoc.settings import JobSettings, Mode, Settings, StreamingSettings
 from whisper_byoc.streaming.transcriber import MAX_BLOCK_SAMPLES, Purpose, Transcriber, Window
 from whisper_byoc.transcript import End, EndReason, Final
 
@@ -59,11 +59,13 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """What a caller may choose for one job. language: None detects it."""
+    """What a caller may choose for one job. language: None detects it; mode: None takes the
+    service's."""
 
     language: str | None = "en"
     task: Task = Task.TRANSCRIBE
     prompt: str | None = None
+    mode: Mode | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,8 @@ class Job:
         self.log = EventLog(settings.max_events)
         self._services = services
         self._settings = settings
+        if options.mode is not None:
+            streaming = streaming.model_copy(update={"mode": options.mode})
         self._transcriber = Transcriber(streaming)
         self._partial_interval = streaming.partial_interval
         self._voice_state = VoiceState()

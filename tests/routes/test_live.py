@@ -477,6 +477,10 @@ async def test_what_is_not_audio_is_refused_and_leaves_nothing(
     ("query", "expected"),
     [
         ("?language=de", "language is 'de', expected auto or one of en"),
+        (
+            "?mode=fast",
+            "mode is 'fast', expected one of low_latency, balanced, finals_only",
+        ),
         ("?task=sing", "task is 'sing', expected one of transcribe, translate"),
         ("?task=translate", "task is 'translate', expected transcribe"),
         ("?final=maybe", "final is 'maybe', expected true or false"),

@@ -3,7 +3,9 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from dataclasses import replace
+from enum import StrEnum
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -24,7 +26,10 @@ from whisper_byoc.errors import (
 from whisper_byoc.eventlog import EventLog
 from whisper_byoc.jobs import Job, JobOptions, check_job_id
 from whisper_byoc.service import Service
+from whisper_byoc.settings import Mode
 from whisper_byoc.transcript import CONTENT_TYPES, WRITERS, EndReason, Format, Writer, choose_format
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 MODEL_HEADER = "X-Model-Id"
 MAX_PROMPT_CHARACTERS = 1000
@@ -188,22 +193,27 @@ def _options(request: Request, service: Service) -> JobOptions:
     if prompt is not None and len(prompt) > MAX_PROMPT_CHARACTERS:
         expected = f"at most {MAX_PROMPT_CHARACTERS} characters"
         raise InvalidOption("prompt", f"{len(prompt)} characters", expected)
-    options = JobOptions(prompt=prompt, task=_task(query.get("task")))
+    options = JobOptions(
+        prompt=prompt,
+        task=_one_of(Task, "task", query.get("task")) or Task.TRANSCRIBE,
+        mode=_one_of(Mode, "mode", query.get("mode")),
+    )
     language = query.get("language")
     if language is not None:
         code = None if language.lower() == "auto" else language.lower()
-        options = JobOptions(code, options.task, prompt)
+        options = replace(options, language=code)
     model = service.engine.model_for(options.language)
     if options.task is Task.TRANSLATE and model.languages == {"en"}:
         raise InvalidOption("task", "translate", f"transcribe, since {model.name} is English only")
     return options
 
 
-def _task(value: str | None) -> Task:
+def _one_of(kind: type[Choice], name: str, value: str | None) -> Choice | None:
+    """None when nothing was said. Raises InvalidOption."""
     try:
-        return Task(Task.TRANSCRIBE if value is None else value)
+        return None if value is None else kind(value)
     except ValueError:
-        raise InvalidOption("task", value or "", "one of " + ", ".join(Task)) from None
+        raise InvalidOption(name, value or "", "one of " + ", ".join(kind)) from None
 
 
 def _boolean(request: Request, name: str) -> bool | None:
