@@ -98,6 +98,21 @@ def test_a_window_that_cannot_be_decoded_is_told() -> None:
         transcribe(ScriptedModel(), [speech(3) * 2])
 
 
+def test_what_a_window_left_out_is_heard_in_parts() -> None:
+    """A decoder that hears but the first five seconds of anything."""
+
+    class Lazy(ScriptedModel):
+        def _answer(self, request: DecodeRequest) -> Hypothesis:
+            seconds = min(5.0, len(request.samples) / SAMPLE_RATE)
+            return Hypothesis("word", "en", (Word("word", 0.0, seconds, 0.9),))
+
+    model = Lazy()
+    segments = transcribe(model, [speech(12)], [speech(3)], [speech(9)])
+    ends = [(round(segment.start), round(segment.end)) for segment in segments]
+    assert ends == [(0, 5), (5, 10), (10, 12), (0, 3), (0, 5), (5, 9)]
+    assert model.batches == [3, 4, 2]
+
+
 def test_hours_are_read_as_they_are_needed() -> None:
     num_read = 0
 

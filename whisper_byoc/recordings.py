@@ -12,11 +12,13 @@ from whisper_byoc.inference.model import Model
 from whisper_byoc.inference.voice import VoiceRequest, VoiceState
 from whisper_byoc.settings import StreamingSettings
 from whisper_byoc.streaming.hypothesis import believed, place_words
-from whisper_byoc.streaming.recording import RecordingPlanner, RecordingWindow
+from whisper_byoc.streaming.recording import RecordingPlanner, RecordingWindow, split_unheard
 from whisper_byoc.transcript import Word
 
 BLOCK_SAMPLES = 64 * FRAME_SAMPLES
 MAX_WINDOW_SECONDS = 28.0
+MAX_SPLITS = 3
+"""How often a window may be divided because its words leave out speech."""
 
 Probabilities = Callable[[Sequence[VoiceRequest]], Sequence[NDArray[np.float32]]]
 
@@ -99,23 +101,54 @@ def _decode(
     options: RecordingOptions,
     last_ends: list[float],
 ) -> Iterator[tuple[int, Segment]]:
-    requests = [
-        DecodeRequest(
-            window.samples,
-            deadline=0.0,
-            language=options.language,
-            task=options.task,
-            word_times=options.word_times,
-        )
-        for _, window in windows
-    ]
-    for (number, window), answer in zip(windows, model.decode(requests), strict=True):
-        if isinstance(answer, DecodeError):
-            raise answer
-        segment = _segment(window, believed(answer), last_ends[number])
+    for found in _hear(model, [window for _, window in windows], options, MAX_SPLITS):
+        number = windows[found.place][0]
+        segment = _segment(found.window, found.hypothesis, last_ends[number])
         if segment.text:
             last_ends[number] = segment.end
             yield number, segment
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """A window, or part of the one at `place`, and what was heard in it."""
+
+    place: int
+    window: RecordingWindow
+    hypothesis: Hypothesis
+
+
+def _hear(
+    model: Model, windows: Sequence[RecordingWindow], options: RecordingOptions, num_splits: int
+) -> list[_Heard]:
+    """Decode windows together; those whose words leave out speech once more, in two parts."""
+    heard: list[_Heard] = []
+    parts: list[tuple[int, RecordingWindow]] = []
+    for first in range(0, len(windows), model.max_batch):
+        some = windows[first : first + model.max_batch]
+        answers = model.decode([_request(window, options) for window in some])
+        for place, (window, answer) in enumerate(zip(some, answers, strict=True), start=first):
+            if isinstance(answer, DecodeError):
+                raise answer
+            hypothesis = believed(answer)
+            split = split_unheard(window, hypothesis.words) if num_splits else []
+            parts += [(place, part) for part in split]
+            if not split:
+                heard.append(_Heard(place, window, hypothesis))
+    if parts:
+        again = _hear(model, [part for _, part in parts], options, num_splits - 1)
+        heard += [_Heard(parts[it.place][0], it.window, it.hypothesis) for it in again]
+    return sorted(heard, key=lambda it: (it.place, it.window.start))
+
+
+def _request(window: RecordingWindow, options: RecordingOptions) -> DecodeRequest:
+    return DecodeRequest(
+        window.samples,
+        deadline=0.0,
+        language=options.language,
+        task=options.task,
+        word_times=options.word_times,
+    )
 
 
 def _segment(window: RecordingWindow, hypothesis: Hypothesis, not_before: float) -> Segment:

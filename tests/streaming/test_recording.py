@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from whisper_byoc.audio import SAMPLE_RATE
 from whisper_byoc.decode import FRAME_SAMPLES
 from whisper_byoc.settings import StreamingSettings
-from whisper_byoc.streaming.recording import RecordingPlanner, RecordingWindow
+from whisper_byoc.streaming.recording import RecordingPlanner, RecordingWindow, split_unheard
+from whisper_byoc.transcript import Word
 
 SETTINGS = StreamingSettings(pre_roll=0.5, endpoint_silence=0.5)
 FRAMES_PER_SECOND = SAMPLE_RATE / FRAME_SAMPLES
@@ -108,3 +109,51 @@ def test_all_speech_is_in_one_window_and_none_is_too_long(
         if speech and frames >= SETTINGS.min_speech_frames:
             assert covered[position:stop].all()
         position = stop
+
+
+def heard(*times: tuple[float, float]) -> list[Word]:
+    return [Word("word", start, end, 0.9) for start, end in times]
+
+
+def a_window(seconds: float, *spoken: tuple[float, float]) -> RecordingWindow:
+    """Loud everywhere but in the tenth of a second before each stretch of speech."""
+    samples = np.full(round(seconds * SAMPLE_RATE), 0.1, dtype=np.float32)
+    for start, _ in spoken:
+        samples[round((start - 0.1) * SAMPLE_RATE) : round(start * SAMPLE_RATE)] = 0
+    frames = range(0, len(samples) - FRAME_SAMPLES, FRAME_SAMPLES)
+    voiced = (frame for frame in frames if any(a <= frame / SAMPLE_RATE <= b for a, b in spoken))
+    return RecordingWindow(5 * SAMPLE_RATE, samples, tuple(voiced))
+
+
+@pytest.mark.parametrize(
+    ("words", "cut"),
+    [
+        pytest.param([(0.5, 4.0), (4.5, 8.0)], None, id="all is heard"),
+        pytest.param([(0.5, 4.0)], 4.45, id="the end is not"),
+        pytest.param([(0.5, 2.0), (4.5, 8.0)], 2.0, id="the middle is not"),
+        pytest.param([(0.5, 4.0), (5.3, 8.0)], None, id="less than a second is not"),
+        pytest.param([], None, id="nothing is heard at all"),
+    ],
+)
+def test_speech_that_was_left_out_is_decoded_again(
+    words: list[tuple[float, float]], cut: float | None
+) -> None:
+    window = a_window(9.0, (0.5, 4.0), (4.5, 8.0))
+    parts = split_unheard(window, heard(*words))
+    if cut is None:
+        assert parts == []
+        return
+    first, second = parts
+    assert first.start == window.start
+    assert second.start == first.start + len(first.samples)
+    assert second.offset - window.offset == pytest.approx(cut, abs=0.5)
+    assert np.array_equal(np.concatenate([first.samples, second.samples]), window.samples)
+    assert len(first.voiced) + len(second.voiced) == len(window.voiced)
+    assert all(0 <= place < len(part.samples) for part in parts for place in part.voiced)
+
+
+def test_windows_know_where_speech_is() -> None:
+    windows, _ = windows_of([(1, False), (3, True), (6, False), (2, True), (1, False)])
+    seconds = [len(window.voiced) * FRAME_SAMPLES / SAMPLE_RATE for window in windows]
+    assert seconds == pytest.approx([3, 2], abs=0.05)
+    assert windows[1].voiced[0] / SAMPLE_RATE == pytest.approx(SETTINGS.pre_roll, abs=0.05)

@@ -243,7 +243,7 @@ def test_partials_come_as_often_as_they_can_be_afforded() -> None:
         return number
 
     assert num_partials(0.01) == pytest.approx(8 / 0.5, abs=2)
-    assert num_partials(0.5) == pytest.approx(8 / 1.5, abs=2)
+    assert num_partials(1.0) == pytest.approx(8 / 1.5, abs=2)
 
 
 def test_one_window_is_out_at_a_time() -> None:

@@ -1,5 +1,6 @@
 """The windows of a recording that is there as a whole: long, and cut where nobody speaks (pure)."""
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,17 +13,25 @@ from whisper_byoc.settings import StreamingSettings
 from whisper_byoc.streaming.hypothesis import quietest
 from whisper_byoc.streaming.transcriber import SampleBuffer
 from whisper_byoc.streaming.vad import SpeechDetector, SpeechEnd, SpeechStart
+from whisper_byoc.transcript import Word
 
 MAX_PAUSE_SECONDS = 2.0
 """Speech on both sides of a longer pause is not decoded in one window."""
+_UNHEARD_SECONDS = 1.0
+"""Of speech between two words that make a gap."""
+_GAP_MARGIN = 0.3
+"""Seconds by which the times of words may be wrong."""
+_LEAST_PART = SAMPLE_RATE // 2
 
 
 @dataclass(frozen=True, slots=True)
 class RecordingWindow:
-    """Samples to be decoded once: float32 (n,) from sample `start` of the recording."""
+    """Samples to be decoded once: float32 (n,) from sample `start` of the recording; voiced: the
+    first samples of the frames of 512 that hold speech, from the start of the window."""
 
     start: int
     samples: NDArray[np.float32]
+    voiced: tuple[int, ...] = ()
 
     @property
     def offset(self) -> float:
@@ -31,6 +40,37 @@ class RecordingWindow:
     @property
     def end(self) -> float:
         return (self.start + len(self.samples)) / SAMPLE_RATE
+
+
+def split_unheard(window: RecordingWindow, words: Sequence[Word]) -> list[RecordingWindow]:
+    """A window in two, where its words leave out speech; nothing when they do not.
+
+    A decoder without timestamps may end a text at a change of speaker, or leap over a sentence.
+    Cut is at the quietest place after the word before the gap.
+    """
+    seconds = len(window.samples) / SAMPLE_RATE
+    ends = [0.0, *(word.end for word in words)]
+    starts = [*(word.start for word in words), seconds]
+    gaps = []
+    for end, start in zip(ends, starts, strict=True):
+        first, last = (end + _GAP_MARGIN) * SAMPLE_RATE, (start - _GAP_MARGIN) * SAMPLE_RATE
+        voiced = sum(first <= place and place + FRAME_SAMPLES <= last for place in window.voiced)
+        gaps.append((voiced * FRAME_SAMPLES / SAMPLE_RATE, end, start))
+    unheard, end, start = max(gaps)
+    if unheard < _UNHEARD_SECONDS or not words:
+        return []
+    cut, _ = quietest(window.samples, end - 0.1, min(start, end + 1.0))
+    if not _LEAST_PART <= cut <= len(window.samples) - _LEAST_PART:
+        return []
+    parts = ((0, cut), (cut, len(window.samples)))
+    return [
+        RecordingWindow(
+            window.start + first,
+            window.samples[first:stop],
+            tuple(place - first for place in window.voiced if first <= place < stop),
+        )
+        for first, stop in parts
+    ]
 
 
 class RecordingPlanner:
@@ -50,6 +90,7 @@ class RecordingPlanner:
         self._group: tuple[int, int] | None = None
         self._open: int | None = None
         self._num_speech_frames = 0
+        self._voiced: deque[int] = deque()
         self._windows: list[RecordingWindow] = []
 
     def receive_audio(
@@ -61,7 +102,9 @@ class RecordingPlanner:
             self._audio.append(samples[index * FRAME_SAMPLES : (index + 1) * FRAME_SAMPLES])
             for change in self._detector.receive_probabilities([value]):
                 self._receive_change(change)
-            self._num_speech_frames += value >= self._settings.speech_threshold
+            if value >= self._settings.speech_threshold:
+                self._num_speech_frames += 1
+                self._voiced.append(self._audio.end - FRAME_SAMPLES)
             if self._open is not None and self._audio.end - self._open >= self._max_samples:
                 self._cut(self._open)
         if self._group is not None and self._open is None:
@@ -107,7 +150,7 @@ class RecordingPlanner:
         samples = self._audio.copy(start, self._audio.end)
         seconds = len(samples) / SAMPLE_RATE
         place, _ = quietest(samples, seconds / 2, seconds)
-        self._windows.append(RecordingWindow(start, samples[:place]))
+        self._windows.append(self._window(start, start + place))
         self._open = start + place
         # What remains is speech, however short it turns out to be.
         self._num_speech_frames = self._settings.min_speech_frames
@@ -115,8 +158,14 @@ class RecordingPlanner:
     def _flush(self) -> None:
         if self._group is not None:
             start, end = self._group
-            self._windows.append(RecordingWindow(start, self._audio.copy(start, end)))
+            self._windows.append(self._window(start, end))
             self._group = None
+
+    def _window(self, start: int, end: int) -> RecordingWindow:
+        while self._voiced and self._voiced[0] < start:
+            self._voiced.popleft()
+        voiced = tuple(place - start for place in self._voiced if place < end)
+        return RecordingWindow(start, self._audio.copy(start, end), voiced)
 
     def _taken(self) -> list[RecordingWindow]:
         windows, self._windows = self._windows, []

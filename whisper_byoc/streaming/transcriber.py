@@ -15,7 +15,7 @@ from whisper_byoc.audio import SAMPLE_RATE
 from whisper_byoc.decode import FRAME_SAMPLES, MAX_WINDOW_SECONDS, Hypothesis
 from whisper_byoc.settings import Mode, StreamingSettings
 from whisper_byoc.streaming.commit import Heard, Policy, num_to_commit
-from whisper_byoc.streaming.hypothesis import believed, choose_cut, place_words, quietest
+from whisper_byoc.streaming.hypothesis import Cut, believed, choose_cut, place_words, quietest
 from whisper_byoc.streaming.vad import SpeechDetector, SpeechEnd, SpeechStart
 from whisper_byoc.transcript import (
     End,
@@ -37,7 +37,7 @@ _MIN_PARTIAL_SAMPLES = round(0.4 * SAMPLE_RATE)
 _MIN_PARTIAL_SPEECH_FRAMES = 2
 
 
-_STRETCH = 3.0
+_STRETCH = 1.5
 """A stream asks for a partial at most so many times as long after the one before as that took."""
 _CAREFUL_INTERVAL = 0.8
 """Seconds between partials from which the policy for rare ones is used."""
@@ -343,6 +343,9 @@ class Transcriber:
         self, utterance: _Utterance, window: Window, words: tuple[Word, ...], language: str
     ) -> None:
         cut = choose_cut(window.samples, words)
+        if utterance.committed and window.start + cut.sample < utterance.committed[-1][1]:
+            end = (utterance.committed[-1][1] - window.start) / SAMPLE_RATE
+            cut = Cut(quietest(window.samples, end - _BEFORE_END, end + _AFTER_END)[0], 0)
         self._send_final(utterance, window, words[: cut.num_words], language)
         remaining = " ".join(word.text for word in words[cut.num_words :])
         utterance.start = window.start + cut.sample
