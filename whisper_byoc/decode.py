@@ -55,6 +55,7 @@ class DecodeRequest:
     language: Whisper's code, or None to detect it (multilingual weights only).
     prompt: text that the decoder is told came before, or None.
     word_times: whether `Hypothesis.words` is wanted.
+    retry: whether a text that is not believed is worth further attempts.
     committed: what the text does begin with; the hypothesis holds what comes behind it.
     draft: what that may begin with, say the last hypothesis: changes the cost, not the words.
     timestamps: whether the decoder is to put Whisper's timestamps into the text, which gives
@@ -67,6 +68,7 @@ class DecodeRequest:
     task: Task = Task.TRANSCRIBE
     prompt: str | None = None
     word_times: bool = True
+    retry: bool = True
     committed: str = ""
     draft: str = ""
     timestamps: bool = False
@@ -104,7 +106,7 @@ class Hypothesis:
     no_speech_prob: probability of Whisper's no-speech token.
     compression_ratio: text bytes over deflated bytes; above 2.4 Whisper calls it a loop.
     temperature: the one that gave this text; 0 is greedy.
-    rung: of the ladder, that gave it; trip: why the first attempt did not, or None.
+    rung: of the ladder, that gave it; trip: why the first attempt was not believed, or None.
     spans: of the text, where timestamps were asked for.
     """
 

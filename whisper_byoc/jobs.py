@@ -348,6 +348,8 @@ class Job:
             language=self.options.language,
             task=self.options.task,
             prompt=self.options.prompt,
+            # The next partial comes before another attempt could.
+            retry=window.purpose is not Purpose.PARTIAL,
             committed=window.committed,
             draft=window.draft,
         )

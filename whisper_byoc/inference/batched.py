@@ -134,7 +134,11 @@ class BatchedModel:
     def _climb(self, first: list[_Attempt]) -> list[_Attempt]:
         """The ladder: padded to 30 s, then Whisper's temperatures; the best when none will do."""
         best = list(first)
-        tried = {place: [attempt] for place, attempt in enumerate(first) if attempt.trip}
+        tried = {
+            place: [attempt]
+            for place, attempt in enumerate(first)
+            if attempt.trip and attempt.request.retry
+        }
         # A prompt is dropped: what loops often took its beginning from there.
         padded = {
             place: self._encode(replace(attempt.request, prompt=None, draft=""), full_padding=True)
@@ -263,7 +267,7 @@ class BatchedModel:
             compression_ratio=compression_ratio(text) if text else 1.0,
             temperature=attempt.temperature,
             rung=attempt.rung,
-            trip=attempt.first_trip,
+            trip=attempt.trip if attempt.rung is Rung.FIRST else attempt.first_trip,
             spans=self._spans(attempt),
         )
 

@@ -95,13 +95,15 @@ class ReferenceModel:
         """
         features = mel
         attempts: list[DecodingResult] = []
-        for temperature in TEMPERATURES:
+        for temperature in TEMPERATURES if request.retry else TEMPERATURES[:1]:
             result = whisper.decode(self._model, features, self._options(request, temperature))
             attempts.append(result)
             if not trip_of(result):
                 rung = Rung.SAMPLED if temperature else Rung.FIRST
                 return result, rung, trip_of(attempts[0])
             features = result.audio_features  # saves the next attempt the encoder
+        if not request.retry:
+            return attempts[0], Rung.FIRST, trip_of(attempts[0])
         straight = [attempt for attempt in attempts if trip_of(attempt) is Trip.IMPROBABLE]
         best = max(straight, key=lambda attempt: attempt.avg_logprob, default=attempts[0])
         return best, Rung.NONE, trip_of(attempts[0])
