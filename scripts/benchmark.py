@@ -558,20 +558,13 @@ def tell(line: str) -> None:
     print(f"benchmark: {line}", file=sys.stderr, flush=True)
 
 
-@click.group()
-def main() -> None:
-    """Measure accuracy, speed and memory, beside other programs on the same machine."""
-
-
-@main.command()
-@click.option("--manifest", type=click.Path(path_type=Path), required=True, help="TSV of files.")
-@click.option("--filter", "prefixes", multiple=True, help="Only files that begin so; repeatable.")
-@click.option("--streams", default="1,4,8,16", help="How many at once, with commas between.")
-@click.option("--seconds", type=click.FloatRange(5), default=60.0, help="Of each stream.")
-@click.option("--url", default="", help="The service that runs there, not one started for this.")
-@click.option("--json", "only_json", is_flag=True, help="Print the line of JSON and no table.")
-@click.option("--option", "options", multiple=True, help="NAME=VALUE for every source.")
-@click.option(
+manifest_option = click.option(
+    "--manifest", type=click.Path(path_type=Path), required=True, help="TSV of files."
+)
+filter_option = click.option(
+    "--filter", "prefixes", multiple=True, help="Only files that begin so; repeatable."
+)
+models_option = click.option(
     "--models-dir",
     type=click.Path(path_type=Path),
     default=ROOT / "models",
@@ -579,6 +572,22 @@ def main() -> None:
     show_envvar=True,
     help="Folder of the weights and their manifest.",
 )
+
+
+@click.group()
+def main() -> None:
+    """Measure accuracy, speed and memory, beside other programs on the same machine."""
+
+
+@main.command()
+@manifest_option
+@filter_option
+@click.option("--streams", default="1,4,8,16", help="How many at once, with commas between.")
+@click.option("--seconds", type=click.FloatRange(5), default=60.0, help="Of each stream.")
+@click.option("--url", default="", help="The service that runs there, not one started for this.")
+@click.option("--json", "only_json", is_flag=True, help="Print the line of JSON and no table.")
+@click.option("--option", "options", multiple=True, help="NAME=VALUE for every source.")
+@models_option
 def live(
     manifest: Path,
     prefixes: tuple[str, ...],
@@ -624,8 +633,8 @@ def live(
 
 
 @main.command()
-@click.option("--manifest", type=click.Path(path_type=Path), required=True, help="TSV of files.")
-@click.option("--filter", "prefixes", multiple=True, help="Only files that begin so; repeatable.")
+@manifest_option
+@filter_option
 @click.option("--limit", type=click.IntRange(1), help="Only the first files.")
 @click.option("--peers", default="", help=f"With commas between: {', '.join(PEERS)}.")
 @click.option("--json", "only_json", is_flag=True, help="Print the line of JSON and no table.")
@@ -643,14 +652,7 @@ def live(
 @click.option("--profile", is_flag=True, help="Show where ours spends its time.")
 @click.option("--repeats", type=click.IntRange(1), default=1, help="Take the median of so many.")
 @click.option("--url", default="", help="Measure the service that runs there, too.")
-@click.option(
-    "--models-dir",
-    type=click.Path(path_type=Path),
-    default=ROOT / "models",
-    envvar="WHISPER_MODEL_DIRECTORY",
-    show_envvar=True,
-    help="Folder of the weights and their manifest.",
-)
+@models_option
 def offline(
     manifest: Path,
     prefixes: tuple[str, ...],

@@ -270,6 +270,17 @@ def test_timestamps_where_they_are_asked_for(
     assert without.spans == ()
 
 
+@pytest.mark.parametrize("num_committed", [150, 222, 223, 230])
+def test_prompt_and_committed_words_share_the_positions(
+    fast: BatchedModel, num_committed: int
+) -> None:
+    """With 30 s of audio all three together would be more than the 448 that the decoder has."""
+    noise = np.random.default_rng(3).normal(size=480_000).astype(np.float32) * 0.1
+    texts = {"prompt": "harbour " * 300, "committed": "and " * num_committed, "draft": "a " * 300}
+    (answer,) = fast.decode([request(noise, **texts, retry=False)])
+    assert isinstance(answer, Hypothesis)
+
+
 @pytest.mark.parametrize("name", ["fast", "reference"])
 def test_behind_committed_words_come_the_others(
     request: pytest.FixtureRequest, clips: list[NDArray[np.float32]], name: str

@@ -34,7 +34,7 @@ from whisper_byoc.transcript import Word
 
 FRAMES_PER_SECOND = 50
 BUCKET_FRAMES = FRAMES_PER_SECOND
-"""Windows are rounded up to 1 s, so that kernels made for a length are used again."""
+"""Windows are rounded up to 1 s: real silence behind the speech helps (docs/engine.md)."""
 TAIL_STRIDE = 8
 """Of the silence behind the window the decoder sees every 8th frame, with the weight of 8."""
 FLOOR_STEP = 0.5
@@ -200,11 +200,11 @@ class BatchedModel:
         if language is None:
             language = self._detect(audio)
         tokenizer = self._tokenizer(language, request.task.value)
-        prompt = self._prompt(tokenizer, request.prompt)
+        forced = _tokens(tokenizer, request.committed)
+        prompt = self._prompt(tokenizer, request.prompt, len(forced))
         start = tokenizer.sot_sequence_including_notimestamps
         if request.timestamps:
             start = tokenizer.sot_sequence
-        forced = _tokens(tokenizer, request.committed)
         window = Window(
             audio,
             num_frames,
@@ -242,10 +242,11 @@ class BatchedModel:
         yield
         self._seconds[part] += time.perf_counter() - began
 
-    def _prompt(self, tokenizer: Tokenizer, prompt: str | None) -> tuple[int, ...]:
-        if not prompt:
+    def _prompt(self, tokenizer: Tokenizer, prompt: str | None, taken: int) -> tuple[int, ...]:
+        """The end of a prompt; it shares Whisper's half of the positions with `taken` others."""
+        kept = self._network.dims.n_text_ctx // 2 - 1 - taken
+        if not prompt or kept <= 0:
             return ()
-        kept = self._network.dims.n_text_ctx // 2 - 1
         return tokenizer.sot_prev, *_tokens(tokenizer, prompt)[-kept:]
 
     def _tokenizer(self, language: str, task: str) -> Tokenizer:

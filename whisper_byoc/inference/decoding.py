@@ -181,7 +181,8 @@ class Decode:
         self._temperature = temperature
         self._generator = generator
         self._keep_attention = keep_attention
-        most = network.dims.n_text_ctx // 2
+        positions = network.dims.n_text_ctx
+        most = max(1, min(positions // 2, positions - len(window.prefix)))
         self._cap = min(most, round(window.seconds * TOKENS_PER_SECOND) + SPARE_TOKENS)
         # A draft longer than any text could be is no draft of this window.
         self._draft = window.draft[: self._cap - 1] if temperature == 0 else ()

@@ -264,6 +264,8 @@ class NativeNetwork:
 
     def open(self, encoded: NativeEncoded, positions: int) -> NativeStream:
         dims = self.dims
+        if positions > dims.n_text_ctx:  # C would read behind the table of positions
+            raise ValueError(f"positions is {positions}, expected at most {dims.n_text_ctx}")
         shape = (dims.n_text_layer, dims.n_text_head, 2, positions, HEAD_WIDTH)
         scores = (positions, self._num_watched, encoded.length)
         own = np.empty(shape, dtype=np.float32)
