@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 import uvicorn
 from hibari import Hibari
+from hypothesis import settings as hypothesis_settings
 from numpy.typing import NDArray
 
 from whisper_byoc.app import build_app
 from whisper_byoc.cli import Server
 from whisper_byoc.service import OpenEngine, Service
 from whisper_byoc.settings import ModelSettings, Settings
+
+# Nothing here is timed: a busy machine would fail what is right.
+hypothesis_settings.register_profile("untimed", deadline=None)
+hypothesis_settings.load_profile("untimed")
 
 REPOSITORY = Path(__file__).parent.parent
 MODELS = REPOSITORY / "models"
