@@ -579,23 +579,81 @@ def main() -> None:
     """Measure accuracy, speed and memory, beside other programs on the same machine."""
 
 
+@contextmanager
+def exiting() -> Iterator[None]:
+    """Tell what went wrong and exit: 2 for bad input, 1 for other failures, 130 when stopped."""
+    try:
+        yield
+    except (ServiceError, OSError) as error:
+        tell(str(error))
+        sys.exit(2 if isinstance(error, BadInput) else 1)
+    except KeyboardInterrupt:
+        tell("interrupted")
+        sys.exit(130)
+
+
+seconds_option = click.option(
+    "--seconds", type=click.FloatRange(5), default=60.0, help="Of each stream, at least."
+)
+json_option = click.option(
+    "--json", "only_json", is_flag=True, help="Print the line of JSON and no table."
+)
+url_option = click.option(
+    "--url", default="", help="The service that runs there, not one started for this."
+)
+options_option = click.option(
+    "--option", "options", multiple=True, help="NAME=VALUE for every source; repeatable."
+)
+
+
+def read_for_streams(
+    manifest: Path, prefixes: tuple[str, ...], models_dir: Path, url: str = ""
+) -> tuple[list[Clip], list[bytes], Setup]:
+    """What the commands about live streams begin with. Raises BadInput and MissingModel."""
+    clips = read_clips(manifest, prefixes, None)
+    audio = [read_audio(manifest.parent / clip.file) for clip in clips]
+    weights = find_weights(models_dir, MODEL)
+    return clips, audio, Setup(models_dir, weights, num_cores(), url, "batched", "cpu", 8)
+
+
+def about(seconds: float) -> dict[str, Any]:
+    """What every report about live streams begins with."""
+    return {
+        "machine": machine(num_cores()),
+        "versions": versions(),
+        "model": MODEL,
+        "seconds": seconds,
+    }
+
+
 @main.command()
 @manifest_option
 @filter_option
 @click.option("--streams", default="1,4,8,16", help="How many at once, with commas between.")
-@click.option("--seconds", type=click.FloatRange(5), default=60.0, help="Of each stream.")
-@click.option("--url", default="", help="The service that runs there, not one started for this.")
-@click.option("--json", "only_json", is_flag=True, help="Print the line of JSON and no table.")
-@click.option("--option", "options", multiple=True, help="NAME=VALUE for every source.")
+@seconds_option
+@click.option(
+    "--tracks",
+    type=click.IntRange(1),
+    default=1,
+    help="Different streams that every number of them hears, one after another if need be.",
+)
+@url_option
+@json_option
+@options_option
+@click.option(
+    "--picture", type=click.Path(path_type=Path), help="Draw lag against streams into this file."
+)
 @models_option
 def live(
     manifest: Path,
     prefixes: tuple[str, ...],
     streams: str,
     seconds: float,
+    tracks: int,
     url: str,
     only_json: bool,
     options: tuple[str, ...],
+    picture: Path | None,
     models_dir: Path,
 ) -> None:
     """Streams at the pace of speech: how late words come, and what that costs.
@@ -605,30 +663,102 @@ def live(
     The last line printed is a JSON object.
     """
     sys.path.insert(0, str(ROOT))  # a script is started from anywhere
-    from scripts.live_benchmark import parse_counts, run_live, show_live
+    from scripts.live_benchmark import draw, parse_counts, run_live, show_live
 
-    try:
+    with exiting():
         counts = parse_counts(streams)
-        clips = read_clips(manifest, prefixes, None)
-        audio = [read_audio(manifest.parent / clip.file) for clip in clips]
-        setup = Setup(
-            models_dir, find_weights(models_dir, MODEL), num_cores(), url, "batched", "cpu", 8
-        )
-        report = {
-            "machine": machine(num_cores()),
-            "versions": versions(),
-            "model": MODEL,
-            "seconds": seconds,
-            "streams": run_live(clips, audio, counts, seconds, setup, options),
-        }
-    except (ServiceError, OSError) as error:
-        tell(str(error))
-        sys.exit(2 if isinstance(error, BadInput) else 1)
-    except KeyboardInterrupt:
-        tell("interrupted")
-        sys.exit(130)
+        clips, audio, setup = read_for_streams(manifest, prefixes, models_dir, url)
+        figures = run_live(clips, audio, counts, tracks, seconds, setup, options)
+        report = about(seconds) | {"streams": figures}
+        if picture is not None:
+            draw(report, picture)
     if not only_json:
         show_live(report)
+    print(json.dumps(report))
+
+
+@main.command()
+@manifest_option
+@filter_option
+@seconds_option
+@click.option(
+    "--half",
+    type=click.Choice(["both", "first", "second"]),
+    default="both",
+    help="Every other stream, to choose settings on one half and report them on the other.",
+)
+@click.option(
+    "--latency", type=click.FloatRange(0, 10), default=0.05, help="Seconds that a decode takes."
+)
+@json_option
+@click.option(
+    "--option", "options", multiple=True, help="NAME=VALUE of the streaming settings; repeatable."
+)
+@models_option
+def replay(
+    manifest: Path,
+    prefixes: tuple[str, ...],
+    seconds: float,
+    half: str,
+    latency: float,
+    only_json: bool,
+    options: tuple[str, ...],
+    models_dir: Path,
+) -> None:
+    """The streaming rules in stream time: as `live`, without its waiting, and always the same.
+
+    Every decode is taken to last --latency, so lags do not tell how fast the machine is. Files are
+    joined with others of their folder, each once. The last line printed is a JSON object.
+    """
+    sys.path.insert(0, str(ROOT))
+    from scripts.live_benchmark import show_live
+    from scripts.replay_benchmark import run_replay
+
+    with exiting():
+        clips, audio, setup = read_for_streams(manifest, prefixes, models_dir)
+        figures = run_replay(clips, audio, seconds, half, latency, setup, options)
+        report = about(seconds) | {"latency": latency, "half": half, "streams": figures}
+    if not only_json:
+        show_live(report)
+    print(json.dumps(report))
+
+
+@main.command()
+@manifest_option
+@filter_option
+@click.option("--trials", type=click.IntRange(1, 10_000), default=500, help="How many streams.")
+@click.option("--streams", "at_once", type=click.IntRange(1, 1000), default=8, help="At once.")
+@click.option("--seed", type=int, default=0, help="Of the places.")
+@url_option
+@json_option
+@options_option
+@models_option
+def endings(
+    manifest: Path,
+    prefixes: tuple[str, ...],
+    trials: int,
+    at_once: int,
+    seed: int,
+    url: str,
+    only_json: bool,
+    options: tuple[str, ...],
+    models_dir: Path,
+) -> None:
+    """Streams that end at random places: is the last word there?
+
+    Each is the beginning of a file, sent at 1×. Its last word has to be the one that an offline
+    pass over the same audio ends with, unless the end fell inside a word. The last line printed is
+    a JSON object.
+    """
+    sys.path.insert(0, str(ROOT))
+    from scripts.endings_benchmark import run_endings, show_endings
+
+    with exiting():
+        clips, audio, setup = read_for_streams(manifest, prefixes, models_dir, url)
+        figures = run_endings(clips, audio, trials, at_once, seed, setup, options)
+        report = about(figures.pop("seconds")) | figures
+    if not only_json:
+        show_endings(report)
     print(json.dumps(report))
 
 
@@ -674,7 +804,7 @@ def offline(
     own; for each file they take turns. Timed is samples in, text out. The last line printed is a
     JSON object.
     """
-    try:
+    with exiting():
         runs = [OURS, *parse_peers(peers), *([SERVER] if url else [])]
         clips = read_clips(manifest, prefixes, limit)
         audio = [read_audio(manifest.parent / clip.file) for clip in clips]
@@ -695,12 +825,6 @@ def offline(
             "audio_seconds": round(seconds_of(audio), 3),
             "runs": measure(runs, clips, audio, setup, repeats),
         }
-    except (ServiceError, OSError) as error:
-        tell(str(error))
-        sys.exit(2 if isinstance(error, BadInput) else 1)
-    except KeyboardInterrupt:
-        tell("interrupted")
-        sys.exit(130)
     if not only_json:
         show(report, profile)
     print(json.dumps(report))

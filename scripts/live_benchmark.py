@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
 
 from whisper_byoc.benchmarking import BadInput, Clip, word_error_rate
 from whisper_byoc.client import LiveClient
@@ -64,29 +67,41 @@ def parse_counts(text: str) -> list[int]:
     return counts
 
 
+def parse_options(options: Sequence[str]) -> dict[str, str]:
+    """The query of every source. Raises BadInput."""
+    for option in options:
+        if "=" not in option:
+            raise BadInput(f"option is {option!r}, expected NAME=VALUE")
+    return dict(option.split("=", 1) for option in options)
+
+
 def run_live(
     clips: Sequence[Clip],
     audio: Sequence[bytes],
     counts: Sequence[int],
+    num_tracks: int,
     seconds: float,
     setup: Any,
     options: Sequence[str],
 ) -> dict[str, dict[str, Any]]:
-    """Figures by number of streams. Raises BadInput, ClientError and NoServer."""
-    for option in options:
-        if "=" not in option:
-            raise BadInput(f"option is {option!r}, expected NAME=VALUE")
-    query = dict(option.split("=", 1) for option in options)
-    tracks = hear_offline(join(clips, audio, max(counts), seconds), setup)
+    """Figures by number of streams. Every number hears `num_tracks` different streams, or its own
+    number where that is larger, so many at once. Raises BadInput, ClientError and NoServer."""
+    query = parse_options(options)
+    tracks = hear_offline(join(clips, audio, max(num_tracks, *counts), seconds), setup)
     figures: dict[str, dict[str, Any]] = {}
     with serve(setup) as (url, process):
         for count in counts:
-            tell(f"{count} streams of {seconds:.0f} s")
+            heard = tracks[: max(num_tracks, count)]
+            rounds = [heard[first : first + count] for first in range(0, len(heard), count)]
             usage = Usage(process)
-            seen = asyncio.run(stream_all(url, tracks[:count], query))
-            figures[str(count)] = summarise_live(tracks[:count], seen) | usage.since_start(
-                sum(track.seconds for track in tracks[:count])
-            )
+            seen = []
+            for number, together in enumerate(rounds, start=1):
+                title = f"{count} at once, round {number} of {len(rounds)}"
+                seen += asyncio.run(stream_all(url, together, query, title))
+            spent = usage.since_start(sum(track.seconds for track in heard))
+            figures[str(count)] = summarise_live(heard, seen) | spent
+            told = figures[str(count)]
+            tell(f"{count} streams: final lag {told['final_lag']}, WER {told['wer']}")
     return figures
 
 
@@ -114,16 +129,14 @@ def hear_offline(tracks: Sequence[Track], setup: Any) -> list[Track]:
 
 
 def transcribe_tracks(tracks: Sequence[Track], setup: Any) -> list[Track]:
+    """With what an offline pass made of them."""
     from whisper_byoc.inference.engine import load_models
     from whisper_byoc.inference.voice import VoiceModel
     from whisper_byoc.recordings import RecordingOptions, transcribe_recordings
     from whisper_byoc.settings import ModelSettings
 
     [model] = load_models(ModelSettings(directory=setup.models_dir))
-    samples = [
-        [np.frombuffer(track.audio, "<i2").astype(np.float32) / np.float32(32768)]
-        for track in tracks
-    ]
+    samples = [[to_samples(track.audio)] for track in tracks]
     heard: list[list[Any]] = [[] for _ in tracks]
     voice = VoiceModel().probabilities
     for number, segment in transcribe_recordings(model, voice, samples, RecordingOptions(), 8):
@@ -137,6 +150,10 @@ def transcribe_tracks(tracks: Sequence[Track], setup: Any) -> list[Track]:
         )
         for track, segments in zip(tracks, heard, strict=True)
     ]
+
+
+def to_samples(audio: bytes) -> NDArray[np.float32]:
+    return np.frombuffer(audio, "<i2").astype(np.float32) / np.float32(32768)
 
 
 @contextmanager
@@ -169,16 +186,34 @@ def serve(setup: Any) -> Iterator[tuple[str, int | None]]:
 
 
 async def stream_all(
-    url: str, tracks: Sequence[Track], query: dict[str, str]
+    url: str, tracks: Sequence[Track], query: dict[str, str], title: str
 ) -> list[list[tuple[float, Event]]]:
     """What a reader of each stream saw, and when, in seconds from the stream's first sample."""
+    seconds = max(track.seconds for track in tracks)
     async with LiveClient(url) as client, asyncio.TaskGroup() as group:
+        showing = group.create_task(show_progress(title, seconds))
         tasks = [
             # Not all in step: streams begin within one second.
             group.create_task(stream_one(client, track, number / len(tracks), query))
             for number, track in enumerate(tracks)
         ]
+        await asyncio.wait(tasks)
+        showing.cancel()
     return [task.result() for task in tasks]
+
+
+async def show_progress(title: str, seconds: float) -> None:
+    """A bar on the terminal until cancelled; one line where there is none."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        tell(title)
+        return
+    began = time.monotonic()
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task(title, total=seconds)
+        while True:
+            progress.update(bar, completed=time.monotonic() - began)
+            await asyncio.sleep(0.25)
 
 
 async def stream_one(
@@ -306,12 +341,42 @@ def show_live(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table("streams", *report["streams"])
-    table.title = f"{report['model']}, {report['seconds']:.0f} s a stream, at the pace of speech"
+    table.title = f"{report['model']}, streams of {report['seconds']:.0f} s or more"
     table.caption = f"{report['machine']['cpu']}, {report['machine']['cores']} cores"
     for title, (key,) in ROWS.items():
-        cells = (values[key] for values in report["streams"].values())
+        cells = (values.get(key) for values in report["streams"].values())
         table.add_row(title, *(_cell(value) for value in cells))
     Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Lag against the number of streams, medians as lines and 95th percentiles dashed."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    counts = [int(count) for count in report["streams"]]
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for key, title, colour in (
+        ("final_lag", "final", "#1f5fa8"),
+        ("partial_lag", "partial", "#d2691e"),
+        ("finalize", "end of audio → last final", "#3c8d40"),
+    ):
+        for percent, style in (("p50", "-"), ("p95", "--")):
+            values = [figures[key][percent] for figures in report["streams"].values()]
+            marked = [float("nan") if value is None else value for value in values]
+            axes.plot(counts, marked, style, color=colour, marker="o", label=f"{title} {percent}")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("streams at once, all speaking")
+    axes.set_ylabel("seconds after the end of the word")
+    axes.set_title(f"{report['machine']['cpu']}, {report['machine']['cores']} cores", fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def _cell(value: Any) -> str:

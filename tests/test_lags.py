@@ -2,7 +2,7 @@
 
 import pytest
 
-from whisper_byoc.lags import measure_lags, percentile
+from whisper_byoc.lags import Ending, compare_endings, measure_lags, percentile
 from whisper_byoc.transcript import Event, Final, Partial, Word
 
 OFFLINE = (
@@ -57,3 +57,20 @@ def test_a_partial_that_was_taken_back_has_changed() -> None:
 )
 def test_percentile(values: list[float], percent: float, expected: float | None) -> None:
     assert percentile(values, percent) == expected
+
+
+@pytest.mark.parametrize(
+    ("streamed", "offline", "cut", "ending"),
+    [
+        pytest.param("ask Not.", "Ask not", 1.2, Ending.SAME, id="same letters"),
+        pytest.param("", "", 0.1, Ending.SAME, id="nothing said"),
+        pytest.param("ask", "ask knot", 0.8, Ending.INSIDE, id="the end fell inside a word"),
+        pytest.param("ask", "ask not", 2.6, Ending.LOST, id="nothing in its place"),
+        pytest.param("ask knot", "ask not", 2.6, Ending.OTHER, id="heard as another word"),
+        pytest.param("", "ask", 2.6, Ending.LOST, id="nothing at all"),
+    ],
+)
+def test_the_last_word_of_a_stream_that_ends_anywhere(
+    streamed: str, offline: str, cut: float, ending: Ending
+) -> None:
+    assert compare_endings(streamed, offline, OFFLINE, cut) is ending

@@ -201,3 +201,16 @@ def test_choose_format(query: str | None, accept: str | None, expected: Format) 
 def test_an_unknown_format_is_named() -> None:
     with pytest.raises(InvalidOption, match="format is 'docx', expected one of text, ndjson"):
         choose_format("docx", None)
+
+
+def test_languages_without_spaces_are_joined_without() -> None:
+    words = tuple(Word(text, n, n + 0.5, 1.0) for n, text in enumerate("今日は"))
+    events: list[Event] = [
+        Final(0, 0, 0.0, 1.5, "今日", words[:2], "ja"),
+        Final(1, 0, 2.0, 2.5, "は", words[2:], "ja"),
+        Endpoint(2, 0, 3.0),
+        End(3, 3.0, EndReason.EOF),
+    ]
+    assert write(Format.TEXT, events) == "今日は\n"
+    assert json.loads(write(Format.JSON, events))["text"] == "今日は"
+    assert "\n今日は\n" in write(Format.SRT, events)

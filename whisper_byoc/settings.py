@@ -104,7 +104,7 @@ class StreamingSettings(Group):
         0.5, ge=0.1, le=10, description="s of new audio between two partials; more under load"
     )
     max_window: float = Field(
-        9.0, ge=5, le=28, description="s of a live utterance decoded again for every partial"
+        14.0, ge=5, le=28, description="s of a live utterance decoded again for every partial"
     )
     max_utterance: float = Field(
         24.0, ge=5, le=28, description="s of speech without a pause before it is cut"

@@ -13,6 +13,13 @@ from whisper_byoc.errors import InvalidOption
 MAX_CUE_SECONDS = 7.0
 MAX_LINE_CHARACTERS = 42
 MAX_CUE_LINES = 2
+UNSPACED = frozenset(("zh", "ja", "th", "lo", "my", "yue"))
+"""Languages that are written without spaces between words (whisper/tokenizer.py)."""
+
+
+def join_words(texts: Iterable[str], language: str) -> str:
+    """As the language is written."""
+    return ("" if language in UNSPACED else " ").join(texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +211,10 @@ class TextWriter(Writer):
             case Final():
                 if self._utterance is None:
                     lead = ""
+                elif event.utterance != self._utterance:
+                    lead = "\n"
                 else:
-                    lead = " " if event.utterance == self._utterance else "\n"
+                    lead = "" if event.language in UNSPACED else " "
                 self._utterance = event.utterance
                 return lead + event.text
             case Endpoint() | End() if self._utterance is not None:
@@ -249,7 +258,7 @@ class JsonWriter(Writer):
 
     def _document(self, end: End) -> dict[str, Any]:
         document: dict[str, Any] = {
-            "text": " ".join(final.text for final in self._finals),
+            "text": _text(self._finals),
             "language": self._finals[0].language if self._finals else None,
             "duration": round(end.audio_seconds, 3),
             "reason": end.reason,
@@ -265,6 +274,11 @@ class JsonWriter(Writer):
         return document
 
 
+def _text(finals: Sequence[Final]) -> str:
+    language = finals[0].language if finals else "en"
+    return join_words((final.text for final in finals), language)
+
+
 def _segment_document(number: int, finals: Sequence[Final]) -> dict[str, Any]:
     """An utterance, in however many pieces it became final."""
     return {
@@ -272,7 +286,7 @@ def _segment_document(number: int, finals: Sequence[Final]) -> dict[str, Any]:
         "utterance": finals[0].utterance,
         "start": round(finals[0].start, 3),
         "end": round(finals[-1].end, 3),
-        "text": " ".join(final.text for final in finals),
+        "text": _text(finals),
         "words": [word_document(word) for final in finals for word in final.words],
     }
 
@@ -290,6 +304,7 @@ class Cue:
 class _OpenCue:
     words: list[Word] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
+    space: str = " "
 
     def takes(self, word: Word) -> bool:
         if not self.words:
@@ -299,11 +314,11 @@ class _OpenCue:
         return len(self.lines) < MAX_CUE_LINES or self._fits(word)
 
     def _fits(self, word: Word) -> bool:
-        return len(self.lines[-1]) + 1 + len(word.text) <= MAX_LINE_CHARACTERS
+        return len(self.lines[-1] + self.space + word.text) <= MAX_LINE_CHARACTERS
 
     def add(self, word: Word) -> None:
         if self.lines and self._fits(word):
-            self.lines[-1] += " " + word.text
+            self.lines[-1] += self.space + word.text
         else:
             self.lines.append(word.text)
         self.words.append(word)
@@ -326,6 +341,7 @@ class _CueWriter(Writer):
                 if event.utterance != self._utterance:
                     self._flush(cues)
                 self._utterance = event.utterance
+                self._open.space = join_words(("", ""), event.language)
                 for word in event.words:
                     if not self._open.takes(word):
                         self._flush(cues)
@@ -337,7 +353,7 @@ class _CueWriter(Writer):
     def _flush(self, cues: list[Cue]) -> None:
         if self._open.words:
             cues.append(self._open.close())
-            self._open = _OpenCue()
+            self._open = _OpenCue(space=self._open.space)
 
     @abstractmethod
     def _cue(self, cue: Cue) -> str: ...

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from scripts.benchmark import read_audio
 from tests.conftest import MODELS, Speak
-from whisper_byoc.decode import DecodeRequest, Hypothesis, Task
+from whisper_byoc.decode import DecodeRequest, Evidence, Hypothesis, Task
 from whisper_byoc.errors import DecodeError
-from whisper_byoc.inference.batched import BatchedModel, log_mel, silence_level
+from whisper_byoc.inference.batched import BatchedModel, log_mel, silence_level, whole_words
 from whisper_byoc.inference.network import MAX_FRAMES
 from whisper_byoc.inference.precision import Branch, runs_here
 from whisper_byoc.inference.reference import ReferenceModel
@@ -308,3 +308,34 @@ def test_the_evidence_of_a_word_tells_where_it_was_heard(
             assert 0 <= seen.tail_mass <= 1
             assert 0 < seen.probability <= word.probability + 1e-6
         assert answer.evidence[-1].attended <= len(clip) / 16_000 + 0.02
+
+
+def pieces(text: str) -> list[tuple[str, Word, Evidence]]:
+    """`_` stands for a space."""
+    raw = text.replace("_", " ").split("|")
+    return [
+        (it, Word(it.strip(), n, n + 0.5, 0.9 - n / 10), Evidence(n, n / 10, 0.9 - n / 10))
+        for n, it in enumerate(raw)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "continued", "expected"),
+    [
+        pytest.param("_cold|-|hearted|_man", False, "cold-hearted man", id="hyphens"),
+        pytest.param("Oh,|_no", False, "Oh, no", id="no space at the very beginning"),
+        pytest.param(",|_is|_it", True, "is it", id="punctuation behind what is final"),
+        pytest.param("-sposed|_man", True, "sposed man", id="letters behind what is final"),
+        pytest.param(".|-|-", True, "", id="nothing else"),
+    ],
+)
+def test_words_are_whole(text: str, continued: bool, expected: str) -> None:
+    words, evidence = whole_words(pieces(text), continued=continued)
+    assert " ".join(word.text for word in words) == expected
+    assert len(words) == len(evidence)
+
+
+def test_a_whole_word_is_as_certain_as_its_least_part() -> None:
+    [word], [seen] = whole_words(pieces("_cold|-|hearted"), continued=False)
+    assert (word.start, word.end, word.probability) == pytest.approx((0, 2.5, 0.7))
+    assert (seen.attended, seen.tail_mass, seen.probability) == pytest.approx((2, 0.2, 0.7))

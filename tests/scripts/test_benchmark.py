@@ -39,7 +39,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def benchmark(*arguments: object) -> Iterator[Process]:
     """In a session of its own, as a shell starts a job; all of it is gone at exit."""
-    what = [] if arguments[0] == "live" else ["offline"]
+    what = [] if arguments[0] in ("live", "replay", "endings") else ["offline"]
     command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), *what]
     with subprocess.Popen(
         [*command, *map(str, arguments)],
@@ -228,6 +228,36 @@ def test_live_streams_in_figures(manifest: Path) -> None:
         assert figures["cpu_seconds_per_audio_second"] > 0
 
 
+@pytest.mark.model
+def test_a_replay_is_always_the_same(manifest: Path) -> None:
+    arguments = ["replay", "--manifest", manifest, "--seconds", 5, "--option", "mode=low_latency"]
+    runs = [run(*arguments) for _ in range(2)]
+    reports = [json.loads(output.splitlines()[-1])["streams"] for _, output, _ in runs]
+    assert reports[0] == reports[1]
+    figures = reports[0]["all"]
+    assert 0 < figures["final_lag"]["p50"] <= figures["final_lag"]["p95"] < 5
+    assert figures["wer"] < 25, figures
+
+
+@pytest.mark.model
+def test_streams_that_end_anywhere(manifest: Path) -> None:
+    arguments = ["endings", "--manifest", manifest, "--trials", 3, "--streams", 3]
+    status, output, errors = run(*arguments)
+    assert status == 0, errors
+    report = json.loads(output.splitlines()[-1])
+    assert sum(report["endings"].values()) == report["trials"] == 3
+    assert report["endings"]["lost"] == 0, report
+
+
+@pytest.mark.model
+def test_lag_against_streams_is_drawn(manifest: Path, tmp_path: Path) -> None:
+    arguments = ["live", "--manifest", manifest, "--streams", "1", "--seconds", 5, "--tracks", 2]
+    status, _, errors = run(*arguments, "--picture", tmp_path / "lag.png")
+    assert status == 0, errors
+    assert "round 2 of 2" in errors
+    assert (tmp_path / "lag.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
@@ -237,3 +267,16 @@ def test_live_streams_in_figures(manifest: Path) -> None:
 )
 def test_bad_arguments_of_live_exit_2(manifest: Path, arguments: list[str], problem: str) -> None:
     assert_refused(["live", "--manifest", manifest, *arguments], problem)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        pytest.param(["--option", "mode"], "expected each once, as NAME=VALUE", id="no value"),
+        pytest.param(["--option", "mode=fast"], "mode is 'fast'", id="value"),
+        pytest.param(["--option", "speed=1"], "speed is '1'", id="name"),
+        pytest.param(["--half", "second"], "expected", id="too few files"),
+    ],
+)
+def test_bad_arguments_of_replay_exit_2(manifest: Path, arguments: list[str], problem: str) -> None:
+    assert_refused(["replay", "--manifest", manifest, *arguments], problem)

@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_byoc.decode import Evidence
-from whisper_byoc.streaming.commit import Heard, Policy, agreement, core, num_to_commit
+from whisper_byoc.streaming.commit import (
+    BALANCED,
+    LOW_LATENCY,
+    Bar,
+    Heard,
+    agreement,
+    core,
+    num_safe,
+    num_to_commit,
+)
 from whisper_byoc.transcript import Word
 
 
@@ -14,80 +23,68 @@ def words(text: str) -> tuple[Word, ...]:
 
 
 def heard(
-    text: str, *, ago: list[float], probability: float = 0.9, tail: float = 0.1, end: float = 10.0
+    text: str,
+    *,
+    ago: list[float],
+    probability: float = 0.9,
+    probabilities: list[float] | None = None,
+    tail: float = 0.1,
+    end: float = 10.0,
 ) -> Heard:
     """ago: how long before the end of the audio the decoder looked for each word, in seconds."""
-    evidence = tuple(Evidence(end - seconds, tail, probability) for seconds in ago)
+    likely = probabilities or [probability] * len(ago)
+    evidence = tuple(
+        Evidence(end - seconds, tail, it) for seconds, it in zip(ago, likely, strict=True)
+    )
     return Heard(words(text), evidence, end)
 
 
-FAR = [5.0, 4.0, 3.0, 2.0]
+NEAR = [1.6, 1.4, 1.2, 0.8]
+
+
+BAR = Bar(near=0.4, probability=0.7, far=1.0, late=1.8)
 
 
 @pytest.mark.parametrize(
-    ("policy", "now", "earlier", "number"),
+    ("now", "earlier", "number"),
     [
-        pytest.param(Policy.QUICK, heard("a b c d", ago=FAR), [], 0, id="one look"),
-        pytest.param(Policy.QUICK, heard("a b c d", ago=FAR), ["a b c"], 3, id="two agree"),
-        pytest.param(Policy.QUICK, heard("a b c d", ago=FAR), ["A, b. x"], 2, id="up to there"),
-        pytest.param(Policy.QUICK, heard("a b", ago=[5, 4]), ["a b"], 1, id="the last waits"),
+        pytest.param(heard("a b c d", ago=NEAR), [], 0, id="one look"),
+        pytest.param(heard("a b c d", ago=NEAR), ["a b c"], 3, id="two agree"),
+        pytest.param(heard("a b c d", ago=NEAR), ["A, b. x"], 2, id="up to there"),
+        pytest.param(heard("a b", ago=[5, 4]), [], 1, id="late ones need no second look"),
+        pytest.param(heard("a b", ago=[5, 4]), ["a b"], 1, id="the last waits"),
         pytest.param(
-            Policy.QUICK,
-            heard("a b c", ago=[0.9, 0.4, 0.2]),
-            ["a b c"],
-            1,
-            id="the second is too near",
+            heard("a b c", ago=[0.9, 0.3, 0.2]), ["a b c"], 1, id="the second is too near"
         ),
         pytest.param(
-            Policy.QUICK,
-            heard("a b c", ago=[2, 0.9, 0.6], probability=0.5),
+            heard("a b c", ago=[1.1, 0.9, 0.6], probability=0.5),
             ["a b c"],
             1,
             id="improbable ones have to be far",
         ),
         pytest.param(
-            Policy.QUICK,
-            heard("a b c", ago=[0.1, 0.1, 0.1], probability=0.1),
-            ["a b c", "a b c"],
-            2,
-            id="three agree",
-        ),
-        pytest.param(
-            Policy.QUICK, heard("a b c", ago=FAR[:3], tail=0.7), ["a b c"], 0, id="not heard yet"
-        ),
-        pytest.param(
-            Policy.QUICK, heard("a b c d", ago=[2, 9, 2, 2]), ["a b c d"], 1, id="a jump back"
-        ),
-        pytest.param(Policy.EAGER, heard("a b c", ago=[0, 0, 0]), ["a b c"], 2, id="eager"),
-        pytest.param(
-            Policy.CAREFUL, heard("a b c", ago=FAR[:3], probability=0.99), [], 2, id="sure at once"
-        ),
-        pytest.param(
-            Policy.CAREFUL,
-            heard("a b c", ago=FAR[:3], probability=0.99),
-            ["a x"],
+            heard("a b c", ago=[0.9, 0.8, 0.7], probabilities=[0.9, 0.9, 0.6]),
+            ["a b c"],
             1,
-            id="contradicted",
-        ),
-        pytest.param(Policy.CAREFUL, heard("a b c", ago=FAR[:3]), [], 0, id="not sure"),
-        pytest.param(
-            Policy.CAREFUL, heard("a b c", ago=[2, 0.3, 0.1]), ["a b c"], 2, id="agreed and heard"
+            id="one beside an improbable one has to be far",
         ),
         pytest.param(
-            Policy.QUICK, Heard(words("a b c"), (), 9.0), ["a b c"], 0, id="no evidence, two looks"
+            heard("a b c", ago=[1.2, 1.1, 1.0], tail=0.7), ["a b c"], 0, id="not heard yet"
         ),
+        pytest.param(heard("a b c", ago=[0.5, 3.6, 0.4]), ["a b c"], 2, id="late after a jump"),
+        pytest.param(Heard(words("a b c"), (), 9.0), ["a b c"], 0, id="no evidence, two looks"),
         pytest.param(
-            Policy.QUICK,
-            Heard(words("a b c"), (), 9.0),
-            ["a b c", "a b"],
-            2,
-            id="no evidence, three looks",
+            Heard(words("a b c"), (), 9.0), ["a b c", "a b"], 2, id="no evidence, three looks"
         ),
-        pytest.param(Policy.QUICK, Heard((), (), 9.0), ["a b"], 0, id="nothing heard"),
+        pytest.param(Heard((), (), 9.0), ["a b"], 0, id="nothing heard"),
     ],
 )
-def test_words_to_commit(policy: Policy, now: Heard, earlier: list[str], number: int) -> None:
-    assert num_to_commit(policy, now, [words(text) for text in earlier]) == number
+def test_words_to_commit(now: Heard, earlier: list[str], number: int) -> None:
+    assert num_to_commit(BAR, now, [words(text) for text in earlier]) == number
+
+
+def test_attention_that_jumps_back_is_not_safe() -> None:
+    assert num_safe(heard("a b c", ago=[2.0, 5.5, 1.0]), 0.5) == 1
 
 
 @given(
@@ -95,17 +92,17 @@ def test_words_to_commit(policy: Policy, now: Heard, earlier: list[str], number:
     seen=st.lists(
         st.tuples(st.floats(0, 10), st.floats(0, 1), st.floats(0, 1)), min_size=6, max_size=6
     ),
-    policy=st.sampled_from(list(Policy)),
+    bar=st.sampled_from([BALANCED, LOW_LATENCY]),
 )
 def test_more_agreement_never_commits_less(
-    texts: list[list[str]], seen: list[tuple[float, float, float]], policy: Policy
+    texts: list[list[str]], seen: list[tuple[float, float, float]], bar: Bar
 ) -> None:
     now = words(" ".join(texts[0]))
     evidence = tuple(Evidence(*it) for it in seen[: len(now)])
     current = Heard(now, evidence, 10.0)
-    number = num_to_commit(policy, current, [words(" ".join(text)) for text in texts[1:]])
+    number = num_to_commit(bar, current, [words(" ".join(text)) for text in texts[1:]])
     assert 0 <= number <= max(0, len(now) - 1)
-    assert num_to_commit(policy, current, [now, now]) >= number
+    assert num_to_commit(bar, current, [now, now]) >= number
 
 
 def test_words_are_compared_by_their_letters() -> None:

@@ -1,6 +1,7 @@
 """The rules of one stream, driven with made-up voice and made-up hypotheses."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -29,7 +30,7 @@ from whisper_byoc.transcript import (
     Word,
 )
 
-SETTINGS = StreamingSettings(endpoint_silence=0.5, pre_roll=0.3, max_utterance=10)
+SETTINGS = StreamingSettings(endpoint_silence=0.5, pre_roll=0.3, max_window=8, max_utterance=12)
 FRAMES_PER_SECOND = SAMPLE_RATE / FRAME_SAMPLES
 BLOCK_FRAMES = MAX_BLOCK_SAMPLES // FRAME_SAMPLES
 
@@ -228,6 +229,54 @@ def test_a_live_window_stays_short_when_no_two_hypotheses_agree() -> None:
     stream = Mumbling(live=True)
     stream.speak(60)
     assert max(len(window.samples) for window in stream.windows) < 13 * SAMPLE_RATE
+
+
+class Deaf(Stream):
+    """Its decoder ends every text two seconds into the window, whatever comes behind."""
+
+    def hear(self, window: Window) -> Hypothesis:
+        heard = super().hear(window)
+        words = tuple(word for word in heard.words if word.start < 2)
+        return Hypothesis(" ".join(word.text for word in words), "en", words)
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_speech_that_a_decoder_leaves_out_is_decoded_by_itself(live: bool) -> None:
+    stream = Deaf(live=live)
+    stream.pause(1)
+    stream.speak(9)
+    stream.pause(1)
+    assert stream.words() == [f"s{second}" for second in range(1, 10)]
+    assert len(stream.of(Endpoint)) == 1
+
+
+def test_a_word_left_out_for_a_moment_only_is_waited_for() -> None:
+    stream = Deaf(live=True)
+    stream.speak(2.5)
+    assert {window.start for window in stream.windows} == {0}
+
+
+def test_silence_behind_the_last_word_is_not_decoded_again() -> None:
+    stream = Stream(live=True)
+    stream.speak(3)
+    stream.pause(3)
+    stream.end()
+    finals = [window for window in stream.windows if window.purpose is Purpose.FINAL]
+    assert len(finals) == 1
+
+
+def test_languages_without_spaces_are_written_without() -> None:
+    class Japanese(Stream):
+        def hear(self, window: Window) -> Hypothesis:
+            spaced = replace(window, committed=window.committed.replace("s", " s"))
+            return replace(super().hear(spaced), language="ja")
+
+    stream = Japanese(live=True)
+    stream.speak(6)
+    committed = [window.committed for window in stream.windows if window.committed]
+    assert committed[-1] == "s0s1s2"
+    stream.pause(1)
+    assert "".join(event.text for event in final_events(stream)) == "s0s1s2s3s4s5"
 
 
 def test_partials_come_as_often_as_they_can_be_afforded() -> None:

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import math
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ from whisper_byoc.inference.ladder import TEMPERATURES, find_trip
 from whisper_byoc.inference.network import MAX_FRAMES, Ask, Dimensions, Feed
 from whisper_byoc.inference.precision import Branch, choose_branch, open_network
 from whisper_byoc.inference.reference import APPENDED, PREPENDED
-from whisper_byoc.transcript import Word
+from whisper_byoc.transcript import UNSPACED, Word
 
 FRAMES_PER_SECOND = 50
 BUCKET_FRAMES = FRAMES_PER_SECOND
@@ -316,14 +317,58 @@ class BatchedModel:
             for timing, begin, end in _with_places(timings)
         }
         merge_punctuations(timings, PREPENDED, APPENDED)
-        words = [timing for timing in timings if timing.word.strip()]
-        return (
-            tuple(
-                Word(it.word.strip(), float(it.start), float(it.end), it.probability)
-                for it in words
-            ),
-            tuple(heard[id(timing)] for timing in words),
-        )
+        pieces = [
+            (
+                timing.word,
+                Word(
+                    timing.word.strip(), float(timing.start), float(timing.end), timing.probability
+                ),
+                heard[id(timing)],
+            )
+            for timing in timings
+            if timing.word.strip()
+        ]
+        spaced = tokenizer.language not in UNSPACED
+        return whole_words(pieces, continued=forced > 0) if spaced else _columns(pieces)
+
+
+Piece = tuple[str, Word, Evidence]
+
+
+def _columns(pieces: Sequence[Piece]) -> tuple[tuple[Word, ...], tuple[Evidence, ...]]:
+    return tuple(word for _, word, _ in pieces), tuple(evidence for *_, evidence in pieces)
+
+
+def whole_words(
+    pieces: Sequence[Piece], *, continued: bool
+) -> tuple[tuple[Word, ...], tuple[Evidence, ...]]:
+    """What Whisper's tokenizer divides at hyphens, put together again: a word begins with a space.
+
+    pieces: with the text as the tokens have it. continued: committed words stand before them; what
+    the first piece then adds to the last of those, which never changes, is left out if it is
+    punctuation, and else a word of its own.
+    """
+    whole: list[Piece] = []
+    for raw, word, seen in pieces:
+        if raw.startswith(" ") or (not whole and not continued):
+            whole.append((raw, word, seen))
+        elif whole:
+            _, last, before = whole[-1]
+            joined = Word(
+                last.text + word.text,
+                last.start,
+                word.end,
+                min(last.probability, word.probability),
+            )
+            evidence = Evidence(
+                max(before.attended, seen.attended),
+                max(before.tail_mass, seen.tail_mass),
+                min(before.probability, seen.probability),
+            )
+            whole[-1] = raw, joined, evidence
+        elif text := re.sub(r"^\W+", "", word.text):
+            whole.append((raw, replace(word, text=text), seen))
+    return _columns(whole)
 
 
 def _with_places(timings: Sequence[WordTiming]) -> Iterator[tuple[WordTiming, int, int]]:

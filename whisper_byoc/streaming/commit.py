@@ -1,14 +1,13 @@
 """Which words of a hypothesis may become final while the utterance goes on (pure).
 
-Three kinds of evidence: that successive hypotheses agree, that the decoder looked far enough from
-the live edge for the word, and that it was sure of it. `docs/streaming.md` says how the rules were
-chosen; they are those of policies C and E there.
+Three kinds of evidence: that two successive hypotheses agree, that the decoder looked far enough
+from the live edge for the word, and that it was sure of it and of its neighbours.
+`docs/streaming.md` says how the figures were chosen.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import takewhile
 
 from whisper_byoc.decode import Evidence
@@ -20,15 +19,22 @@ MAX_JUMP_BACK = 3.0
 """Seconds by which attention may fall back from one word to the next."""
 
 
-class Policy(StrEnum):
-    """What asks for how much evidence."""
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """How much evidence is asked for; distances from the end of the audio, in seconds.
 
-    EAGER = "eager"
-    """Two hypotheses that agree."""
-    QUICK = "quick"
-    """For a hypothesis every half second: two that agree, more certain the nearer to the edge."""
-    CAREFUL = "careful"
-    """For one every second: one look will do for a word that is probable and far from the edge."""
+    near: for a word on which two hypotheses agree, when it and its neighbours have `probability`;
+    far: for one on which they agree; late: for any, since waiting for longer changes few.
+    """
+
+    near: float
+    probability: float
+    far: float
+    late: float
+
+
+BALANCED = Bar(near=0.3, probability=0.6, far=0.8, late=1.6)
+LOW_LATENCY = Bar(near=0.2, probability=0.5, far=0.6, late=1.2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,40 +72,27 @@ def num_safe(heard: Heard, distance: float) -> int:
     return len(heard.evidence)
 
 
-def num_to_commit(policy: Policy, heard: Heard, earlier: Sequence[Sequence[Word]]) -> int:
+def num_to_commit(bar: Bar, heard: Heard, earlier: Sequence[Sequence[Word]]) -> int:
     """How many words of a hypothesis may become final.
 
     earlier: the words of the hypotheses before it in the same utterance, the last one first,
     without those that have been committed since. The last word waits: it may be half of a word.
     An engine that gives no evidence asks for three hypotheses that agree.
     """
-    two = agreement(heard.words, earlier[0]) if earlier else 0
-    three = agreement(heard.words, *earlier[:2]) if len(earlier) >= 2 else 0
-    match policy:
-        case Policy.EAGER:
-            number = two
-        case Policy.QUICK:
-            number = _num_quick(heard, two, three)
-        case Policy.CAREFUL:
-            number = _num_careful(heard, two, three, len(earlier[0]) if earlier else 0)
+    if heard.evidence:
+        agreed = agreement(heard.words, earlier[0]) if earlier else 0
+        number = _num_evident(bar, heard, agreed)
+    else:
+        number = agreement(heard.words, *earlier[:2]) if len(earlier) >= 2 else 0
     return max(0, min(number, len(heard.words) - 1))
 
 
-def _num_quick(heard: Heard, two: int, three: int) -> int:
-    near, far = num_safe(heard, 0.5), num_safe(heard, 1.2)
+def _num_evident(bar: Bar, heard: Heard, agreed: int) -> int:
+    near, far = num_safe(heard, bar.near), num_safe(heard, bar.far)
     for number, seen in enumerate(heard.evidence):
-        agreed = number < two
-        sure = agreed and number < near and seen.probability >= 0.7
-        if not (sure or (agreed and number < far) or number < three):
+        around = heard.evidence[max(0, number - 1) : number + 2]
+        sure = number < near and min(it.probability for it in around) >= bar.probability
+        late = seen.attended <= heard.audio_end - bar.late
+        if not (late or (number < agreed and (sure or number < far))):
             return number
-    return max(three, len(heard.evidence))
-
-
-def _num_careful(heard: Heard, two: int, three: int, num_before: int) -> int:
-    near, far = num_safe(heard, 0.2), num_safe(heard, 0.8)
-    for number, seen in enumerate(heard.evidence):
-        contradicted = two <= number < num_before
-        sure = number < far and seen.probability >= 0.95 and not contradicted
-        if not (sure or (number < two and number < near) or number < three):
-            return number
-    return max(three, len(heard.evidence))
+    return len(heard.evidence)

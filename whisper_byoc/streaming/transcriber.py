@@ -14,8 +14,15 @@ from numpy.typing import NDArray
 from whisper_byoc.audio import SAMPLE_RATE
 from whisper_byoc.decode import FRAME_SAMPLES, MAX_WINDOW_SECONDS, Hypothesis
 from whisper_byoc.settings import Mode, StreamingSettings
-from whisper_byoc.streaming.commit import Heard, Policy, num_to_commit
-from whisper_byoc.streaming.hypothesis import Cut, believed, choose_cut, place_words, quietest
+from whisper_byoc.streaming.commit import BALANCED, LOW_LATENCY, Heard, num_to_commit
+from whisper_byoc.streaming.hypothesis import (
+    Cut,
+    believed,
+    choose_cut,
+    num_unheard,
+    place_words,
+    quietest,
+)
 from whisper_byoc.streaming.vad import SpeechDetector, SpeechEnd, SpeechStart
 from whisper_byoc.transcript import (
     End,
@@ -26,6 +33,7 @@ from whisper_byoc.transcript import (
     Final,
     Partial,
     Word,
+    join_words,
 )
 
 MAX_BLOCK_SAMPLES = SAMPLE_RATE
@@ -39,10 +47,12 @@ _MIN_PARTIAL_SPEECH_FRAMES = 2
 
 _STRETCH = 1.5
 """A stream asks for a partial at most so many times as long after the one before as that took."""
-_CAREFUL_INTERVAL = 0.8
-"""Seconds between partials from which the policy for rare ones is used."""
 _EARLIEST_CUT_SECONDS = 3.6
 _FORCED_DISTANCE_SECONDS = 2.0
+_UNHEARD_FRAMES = 31
+"""Of speech (1 s) behind the last word of a hypothesis, beyond which it is decoded apart."""
+_UNHEARD_FRAMES_AT_END = 16
+_LEAST_PROGRESS = SAMPLE_RATE // 2
 _BEFORE_END, _AFTER_END = 0.2, 0.1
 """Seconds around a word's end in which a cut is looked for: attention puts ends 0.1 s late."""
 
@@ -89,6 +99,8 @@ class _Utterance:
     speech_frames: list[int] = field(default_factory=list)
     """First samples of the frames that hold speech."""
     partial: str = ""
+    language: str = "en"
+    """Of its last final words."""
     committed: list[tuple[str, int]] = field(default_factory=list)
     """Final words whose audio is still in the window, each with the sample at which it ends."""
     heard: deque[tuple[Word, ...]] = field(default_factory=lambda: deque(maxlen=2))
@@ -219,9 +231,10 @@ class Transcriber:
             case Purpose.CUT:
                 self._cut(utterance, window, hypothesis.words, hypothesis.language)
             case Purpose.FINAL:
-                self._closed.popleft()
                 self._send_final(utterance, window, hypothesis.words, hypothesis.language)
-                self._send_endpoint(utterance)
+                if not self._go_on_behind(utterance, window, hypothesis.words):
+                    self._closed.popleft()
+                    self._send_endpoint(utterance)
         self._drop_audio()
         self._send_end_if_done()
 
@@ -277,7 +290,7 @@ class Transcriber:
 
     def _take(self, purpose: Purpose, utterance: _Utterance, end: int) -> Window:
         samples = self._audio.copy(utterance.start, end)
-        committed = " ".join(text for text, _ in utterance.committed)
+        committed = join_words((text for text, _ in utterance.committed), utterance.language)
         window = Window(purpose, utterance.start, samples, committed, utterance.partial)
         self._out = window, utterance
         return window
@@ -288,9 +301,14 @@ class Transcriber:
         """Make final what there is enough evidence for; the rest is the new partial."""
         words = hypothesis.words
         number = 0
-        if clean:
+        leaves_out = clean and self._leaves_out(utterance, window, words) is not None
+        if leaves_out:
+            number = len(words)
+        elif clean:
             heard = Heard(words, hypothesis.evidence, window.end - window.offset)
-            number = num_to_commit(self._policy, heard, list(utterance.heard))
+            low_latency = self._settings.mode is Mode.LOW_LATENCY
+            bar = LOW_LATENCY if low_latency else BALANCED
+            number = num_to_commit(bar, heard, list(utterance.heard))
             if len(window.samples) > self._settings.max_window * SAMPLE_RATE:
                 # Nothing agreed for that long: what is old becomes final, so that a cut can come.
                 old = heard.audio_end - _FORCED_DISTANCE_SECONDS
@@ -305,16 +323,42 @@ class Transcriber:
             utterance.heard.extend(waiting)
         if clean:
             utterance.heard.appendleft(words[number:])
-        rest = " ".join(word.text for word in words[number:])
+        rest = join_words((word.text for word in words[number:]), hypothesis.language)
         self._send_partial(utterance, window, rest if words else hypothesis.text)
-        if len(window.samples) > self._settings.max_window * SAMPLE_RATE:
+        if leaves_out and self._go_on_behind(utterance, window, words):
+            utterance.next_partial = self._audio.end
+        elif len(window.samples) > self._settings.max_window * SAMPLE_RATE:
             self._shorten(utterance)
 
-    @property
-    def _policy(self) -> Policy:
-        if self._settings.mode is Mode.LOW_LATENCY:
-            return Policy.EAGER
-        return Policy.QUICK if self._interval < _CAREFUL_INTERVAL else Policy.CAREFUL
+    def _leaves_out(
+        self, utterance: _Utterance, window: Window, words: tuple[Word, ...]
+    ) -> int | None:
+        """Where the window would have to begin anew, in samples of the stream, because there is
+        speech behind the last word that the decoder passes over; None when there is not."""
+        if words:
+            end = words[-1].end
+        elif utterance.committed:
+            end = (utterance.committed[-1][1] - window.start) / SAMPLE_RATE
+        else:
+            return None
+        stop = window.start + len(window.samples)
+        voiced = [place - window.start for place in utterance.speech_frames if place < stop]
+        most = _UNHEARD_FRAMES if window.purpose is Purpose.PARTIAL else _UNHEARD_FRAMES_AT_END
+        if num_unheard(voiced, end) < most:
+            return None
+        cut, _ = quietest(window.samples, end - _AFTER_END, end + 1.0)
+        return None if cut < _LEAST_PROGRESS else window.start + cut
+
+    def _go_on_behind(self, utterance: _Utterance, window: Window, words: tuple[Word, ...]) -> bool:
+        """Decode what the last word leaves out by itself; whether there is such speech."""
+        cut = self._leaves_out(utterance, window, words)
+        if cut is None:
+            return False
+        utterance.start = cut
+        utterance.committed.clear()
+        utterance.heard.clear()
+        self._drop_speech_frames(utterance)
+        return True
 
     def _shorten(self, utterance: _Utterance) -> None:
         """Leave out the beginning of a long window: cut at the quietest end of a committed word."""
@@ -347,7 +391,7 @@ class Transcriber:
             end = (utterance.committed[-1][1] - window.start) / SAMPLE_RATE
             cut = Cut(quietest(window.samples, end - _BEFORE_END, end + _AFTER_END)[0], 0)
         self._send_final(utterance, window, words[: cut.num_words], language)
-        remaining = " ".join(word.text for word in words[cut.num_words :])
+        remaining = join_words((word.text for word in words[cut.num_words :]), language)
         utterance.start = window.start + cut.sample
         utterance.committed.clear()
         utterance.heard.clear()
@@ -373,7 +417,8 @@ class Transcriber:
         number = self._number(utterance)
         start, end = placed[0].start, placed[-1].end
         self._last_word_end = end
-        text = " ".join(word.text for word in placed)
+        utterance.language = language
+        text = join_words((word.text for word in placed), language)
         self._send(Final(self._next_seq(), number, start, end, text, placed, language))
 
     def _send_endpoint(self, utterance: _Utterance) -> None:

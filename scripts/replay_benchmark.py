@@ -1,0 +1,203 @@
+"""The part of `benchmark.py replay` that streams recordings in stream time, without waiting."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import track as progress
+
+from scripts.live_benchmark import (
+    GAP_SECONDS,
+    SAMPLE_RATE,
+    Track,
+    hear_offline,
+    summarise_live,
+    tell,
+    to_samples,
+)
+from whisper_byoc.benchmarking import BadInput, Clip
+from whisper_byoc.decode import FRAME_SAMPLES, DecodeRequest, Hypothesis
+from whisper_byoc.errors import DecodeError
+from whisper_byoc.inference.engine import load_models
+from whisper_byoc.inference.model import Model
+from whisper_byoc.inference.voice import VoiceModel, VoiceRequest, VoiceState
+from whisper_byoc.settings import ModelSettings, StreamingSettings
+from whisper_byoc.streaming.transcriber import Purpose, Transcriber, Window
+from whisper_byoc.transcript import EndReason, Event
+
+STEP_FRAMES = 3
+"""Audio comes in pieces of 96 ms."""
+MAX_BATCH = 16
+SHORTEST_SECONDS = 10
+
+
+def run_replay(
+    clips: Sequence[Clip],
+    audio: Sequence[bytes],
+    seconds: float,
+    half: str,
+    latency: float,
+    setup: Any,
+    options: Sequence[str],
+) -> dict[str, Any]:
+    """Figures over all streams and by folder. Raises BadInput.
+
+    latency: what every decode takes in stream time. half: `first` or `second`, to choose settings
+    on one and report them on the other; streams take turns.
+    """
+    settings = parse_settings(options)
+    named = join_once(clips, audio, seconds)
+    if half != "both":
+        named = named[0 if half == "first" else 1 :: 2]
+    if not named:
+        raise BadInput(
+            f"half {half!r} of the files is empty, expected more than one stream of"
+            f" {SHORTEST_SECONDS} s"
+        )
+    groups = [group for group, _ in named]
+    [model] = load_models(ModelSettings(directory=setup.models_dir))
+    tracks = hear_offline([track for _, track in named], setup)
+    seen = replay(model, VoiceModel(), tracks, settings, latency)
+
+    def figures(places: Sequence[int]) -> dict[str, Any]:
+        return summarise_live([tracks[n] for n in places], [seen[n] for n in places])
+
+    by_group = {
+        group: figures([n for n, it in enumerate(groups) if it == group])
+        for group in dict.fromkeys(groups)
+    }
+    return {"all": figures(range(len(tracks)))} | by_group
+
+
+def parse_settings(options: Sequence[str]) -> StreamingSettings:
+    """Raises BadInput."""
+    values = dict(option.split("=", 1) for option in options if "=" in option)
+    if len(values) < len(options):
+        raise BadInput(f"options are {', '.join(options)}, expected each once, as NAME=VALUE")
+    try:
+        return StreamingSettings.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise BadInput(
+            f"option {'.'.join(map(str, problem['loc']))} is {problem['input']!r}, expected one of"
+            f" the streaming settings and its values: {problem['msg']}"
+        ) from None
+
+
+def join_once(
+    clips: Sequence[Clip], audio: Sequence[bytes], seconds: float
+) -> list[tuple[str, Track]]:
+    """Every file once, those of a folder joined into streams of at least `seconds`; what remains
+    of a folder is a stream when it is not too short. Folder and stream."""
+    gap = bytes(2 * round(GAP_SECONDS * SAMPLE_RATE))
+    tracks: list[tuple[str, Track]] = []
+    pairs = zip(clips, audio, strict=True)
+    for group, members in groupby(pairs, key=lambda pair: pair[0].group):
+        parts: list[bytes] = []
+        texts: list[str] = []
+        for clip, sound in members:
+            parts += [sound, gap]
+            texts.append(clip.reference)
+            if sum(map(len, parts)) >= 2 * seconds * SAMPLE_RATE:
+                tracks.append((group, Track(b"".join(parts[:-1]), " ".join(texts))))
+                parts, texts = [], []
+        if sum(map(len, parts)) >= 2 * SHORTEST_SECONDS * SAMPLE_RATE:
+            tracks.append((group, Track(b"".join(parts[:-1]), " ".join(texts))))
+    return tracks
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One stream's rules, the audio that has not come yet, and the answer on its way."""
+
+    transcriber: Transcriber
+    samples: NDArray[np.float32]
+    voice: list[float]
+    position: int = 0
+    answer: tuple[float, Hypothesis] | None = None
+    seen: list[tuple[float, Event]] = field(default_factory=list)
+
+    def receive_audio(self) -> None:
+        if self.position < len(self.samples):
+            end = self.position + STEP_FRAMES * FRAME_SAMPLES
+            first = self.position // FRAME_SAMPLES
+            voice = self.voice[first : first + STEP_FRAMES]
+            self.transcriber.receive_audio(self.samples[self.position : end], voice)
+            self.position = min(end, len(self.samples))
+            if self.position == len(self.samples):
+                self.transcriber.receive_end(EndReason.EOF)
+
+    def receive_answer(self, now: float, latency: float) -> None:
+        if self.answer is not None and self.answer[0] <= now:
+            self.transcriber.receive_hypothesis(self.answer[1], latency)
+            self.collect(self.answer[0])
+            self.answer = None
+
+    def next_window(self, now: float) -> Window | None:
+        if self.answer is not None or self.transcriber.ended:
+            return None
+        window = self.transcriber.next_window(live=self.position < len(self.samples))
+        self.collect(now)
+        return window
+
+    def collect(self, now: float) -> None:
+        self.seen += [(now, event) for event in self.transcriber.events_to_send()]
+
+
+def replay(
+    model: Model,
+    voice: VoiceModel,
+    tracks: Sequence[Track],
+    settings: StreamingSettings,
+    latency: float,
+) -> list[list[tuple[float, Event]]]:
+    """Every event of each stream with its time in the stream, in seconds."""
+    streams = []
+    for track in tracks:
+        samples = to_samples(track.audio)
+        frames = np.pad(samples, (0, -len(samples) % FRAME_SAMPLES)).reshape(-1, FRAME_SAMPLES)
+        [values] = voice.probabilities([VoiceRequest(frames, VoiceState())])
+        streams.append(_Stream(Transcriber(settings), samples, values.tolist()))
+    step = STEP_FRAMES * FRAME_SAMPLES / SAMPLE_RATE
+    steps = round(max(track.seconds for track in tracks) / step) + 1
+    tell(f"{len(tracks)} streams, {sum(track.seconds for track in tracks) / 60:.1f} min")
+    number = 0
+    console = Console(stderr=True)
+    for _ in progress(range(steps), "stream time", console=console, transient=True):
+        number += 1
+        _advance(model, streams, number * step, latency)
+    while not all(stream.transcriber.ended for stream in streams):
+        number += 1
+        _advance(model, streams, number * step, latency)
+    return [stream.seen for stream in streams]
+
+
+def _advance(model: Model, streams: Sequence[_Stream], now: float, latency: float) -> None:
+    asked: list[tuple[_Stream, Window]] = []
+    for stream in streams:
+        stream.receive_audio()
+        stream.receive_answer(now, latency)
+        if (window := stream.next_window(now)) is not None:
+            asked.append((stream, window))
+    for first in range(0, len(asked), MAX_BATCH):
+        batch = asked[first : first + MAX_BATCH]
+        answers = model.decode([_request(window) for _, window in batch])
+        for (stream, _), answer in zip(batch, answers, strict=True):
+            if isinstance(answer, DecodeError):
+                raise answer
+            stream.answer = now + latency, answer
+
+
+def _request(window: Window) -> DecodeRequest:
+    return DecodeRequest(
+        window.samples,
+        deadline=0.0,
+        retry=window.purpose is not Purpose.PARTIAL,
+        committed=window.committed,
+        draft=window.draft,
+    )
