@@ -83,7 +83,7 @@ def run_endings(
             for place, cut, track, events, kind in zip(
                 chosen, cuts, tracks, seen, kinds, strict=True
             )
-            if kind in (Ending.LOST, Ending.OTHER)
+            if kind is not Ending.SAME
         ],
     }
 

@@ -67,7 +67,7 @@ def test_windows_of_all_recordings_go_together() -> None:
     assert [number for number, _ in found] == [0, 2, 2, 3]
     assert model.batches == [3, 1]
     first, second = found[1][1], found[2][1]
-    assert [first.start, first.end] == pytest.approx([0.1, 3.0], abs=0.1)
+    assert [first.start, first.end] == pytest.approx([0.1, 2.1], abs=0.1)
     assert [second.start, second.end] == pytest.approx([7.1, 12.0], abs=0.1)
 
 

@@ -18,6 +18,7 @@ STATUSES: dict[type[errors.ServiceError], int] = {
     errors.UnknownModel: 404,
     errors.UnknownJob: 404,
     errors.JobEnded: 409,
+    errors.JobExists: 409,
     errors.SourceBusy: 409,
     errors.NoAudio: 408,
     errors.BodyTooLarge: 413,

@@ -14,6 +14,7 @@ ServiceError
 │   ├── UnknownModel
 │   ├── UnknownJob
 │   ├── JobEnded
+│   ├── JobExists
 │   ├── SourceBusy
 │   ├── BodyTooLarge
 │   ├── NoAudio               a body began and its first byte never came
@@ -131,6 +132,17 @@ class JobEnded(RequestError):
             f"job {self.job_id} has ended, expected one that takes audio:"
             f" DELETE /live/{self.job_id} forgets it, or use another job id"
         )
+
+
+class JobExists(RequestError):
+    code = "job_exists"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+    def __str__(self) -> str:
+        return f"job {self.job_id} exists, expected a new id, or a message of type options"
 
 
 class SourceBusy(RequestError):

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,6 +21,7 @@ from whisper_byoc.errors import (
     DecodeError,
     Draining,
     InvalidJobId,
+    InvalidOption,
     JobEnded,
     ServiceError,
     SourceBusy,
@@ -33,7 +34,8 @@ from whisper_byoc.inference.engine import Engine
 from whisper_byoc.inference.voice import VoiceActivity, VoiceState
 from whisper_byoc.media import open_source
 from whisper_byoc.metrics import Metrics
-from whisper_byoc.settings import JobSettings, Mode, Settings, StreamingSettings
+from whisper_byoc.options import JobOptions
+from whisper_byoc.settings import JobSettings, Settings, StreamingSettings
 from whisper_byoc.streaming.transcriber import MAX_BLOCK_SAMPLES, Purpose, Transcriber, Window
 from whisper_byoc.transcript import End, EndReason, Final
 
@@ -55,17 +57,6 @@ class JobState(StrEnum):
     RECEIVING = "receiving"
     FLUSHING = "flushing"
     ENDED = "ended"
-
-
-@dataclass(frozen=True, slots=True)
-class JobOptions:
-    """What a caller may choose for one job. language: None detects it; mode: None takes the
-    service's."""
-
-    language: str | None = "en"
-    task: Task = Task.TRANSCRIBE
-    prompt: str | None = None
-    mode: Mode | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +89,8 @@ class Job:
         self.log = EventLog(settings.max_events)
         self._services = services
         self._settings = settings
-        if options.mode is not None:
-            streaming = streaming.model_copy(update={"mode": options.mode})
-        self._transcriber = Transcriber(streaming)
-        self._partial_interval = streaming.partial_interval
+        self._streaming = streaming
+        self._transcriber = Transcriber(options.streaming(streaming))
         self._voice_state = VoiceState()
         self._pending = np.empty(0, dtype=np.float32)
         self._carry = b""
@@ -122,6 +111,7 @@ class Job:
         self._num_bytes = 0
         self._counter: _BodyCounter | None = None
         self._num_words = 0
+        self._partials_dropped = 0
         self._decode_seconds = 0.0
         self._logger = JobLog(logger, {"job": job_id})
 
@@ -160,10 +150,13 @@ class Job:
             "state": self.state,
             "reason": self._reason,
             "error": None if self._failure is None else self._failure.code,
-            "language": self.options.language,
+            "options": self.options.model_dump(mode="json"),
             "bytes": self._num_bytes + (self._counter.num_bytes if self._counter else 0),
             "audio_seconds": round(self.audio_seconds, 3),
             "lag_seconds": round(self.lag_seconds, 3),
+            "final_lag_seconds": round(self._transcriber.final_lag_seconds, 3),
+            "partials": self._transcriber.num_partials,
+            "partials_dropped": self._transcriber.num_partials_dropped,
             "words": self._num_words,
             "seconds": round(now - self._started, 3),
         }
@@ -171,6 +164,29 @@ class Job:
     def keep_alive(self) -> None:
         """Put off the idle limit."""
         self._last_activity = self._loop.time()
+
+    def change(self, options: JobOptions) -> None:
+        """Go on with other options, from the next decode. Raises JobEnded."""
+        self.check_runs()
+        self.options = options
+        self._transcriber.receive_settings(options.streaming(self._streaming))
+        self._heard.set()
+        self._logger.info("options changed: %s", options.model_dump_json(exclude_unset=True))
+
+    async def finalize(self) -> None:
+        """Return when all that was said so far is final; the stream goes on. Raises JobEnded."""
+        self.check_runs()
+        self.keep_alive()
+        position = self._transcriber.receive_finalize()
+        self._heard.set()
+        while not self._transcriber.is_final(position):
+            self._decoded.clear()
+            await self._decoded.wait()
+
+    def check_runs(self) -> None:
+        """Raises JobEnded."""
+        if self.state is JobState.ENDED:
+            raise JobEnded(self.job_id)
 
     def check_receives(self) -> None:
         """Raises JobEnded or SourceBusy when no body can be taken now."""
@@ -335,19 +351,23 @@ class Job:
             if window is not None:
                 await self._decode(window)
             elif not self._transcriber.ended:
+                self._decoded.set()  # what held no speech was dropped without a decode
                 await self._heard.wait()
         self._publish()
         self._decoded.set()
 
     async def _decode(self, window: Window) -> None:
         began = self._loop.time()
-        wanted = began + (self._partial_interval if window.purpose is Purpose.PARTIAL else 0.0)
+        wanted = began
+        if window.purpose is Purpose.PARTIAL:  # finals go first
+            settings = self.options.streaming(self._streaming)
+            wanted += settings.partial_interval
         request = DecodeRequest(
             window.samples,
             deadline=wanted,
             language=self.options.language,
             task=self.options.task,
-            prompt=self.options.prompt,
+            prompt=self.options.context,
             # The next partial comes before another attempt could.
             retry=window.purpose is not Purpose.PARTIAL,
             committed=window.committed,
@@ -376,9 +396,15 @@ class Job:
             match event:
                 case Final():
                     self._num_words += len(event.words)
+                    if self._is_live():
+                        lag = self._transcriber.final_lag_seconds
+                        self._services.metrics.final_lag_seconds.observe(lag)
                 case End():
                     self._reason = event.reason
             self.log.append(event)
+        dropped = self._transcriber.num_partials_dropped
+        self._services.metrics.partials_dropped.inc(dropped - self._partials_dropped)
+        self._partials_dropped = dropped
 
     async def _watch_idle(self) -> None:
         while True:
@@ -510,12 +536,30 @@ class Jobs:
         if len(self._running) >= self._settings.jobs.max_jobs:
             self._services.metrics.jobs_refused.inc()
             raise TooManyJobs(_RETRY_AFTER_SECONDS, len(self._running))
-        self._services.engine.model_for(options.language)
+        self.check(options)
         settings = self._settings
         job = Job(job_id, options, self._services, settings.streaming, settings.jobs)
         self._running[job_id] = job
         self._tasks[job_id] = self._group.create_task(self._run(job))
         self._announce()
+        return job
+
+    def check(self, options: JobOptions) -> None:
+        """Raises InvalidOption for what the loaded models cannot do."""
+        model = self._services.engine.model_for(options.language)
+        if options.task is Task.TRANSLATE and model.languages == {"en"}:
+            expected = f"transcribe, since {model.name} is English only"
+            raise InvalidOption("task", "translate", expected)
+
+    def change(self, job_id: str, values: Mapping[str, Any]) -> Job:
+        """Other values for some options of a running job, all or none.
+
+        Raises UnknownJob, JobEnded and InvalidOption.
+        """
+        job = self.get(job_id)
+        options = job.options.changed(values)
+        self.check(options)
+        job.change(options)
         return job
 
     async def delete(self, job_id: str) -> Job:

@@ -20,6 +20,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _DECODE_BUCKETS = (0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
+_LAG_BUCKETS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 20.0)
 
 
 class Metrics:
@@ -46,6 +47,17 @@ class Metrics:
             "Seconds from asking for a decode to its answer",
             ["purpose"],
             buckets=_DECODE_BUCKETS,
+            registry=self._registry,
+        )
+        self.final_lag_seconds = Histogram(
+            "whisper_final_lag_seconds",
+            "Seconds from the end of a final's last word to its becoming final, of live streams",
+            buckets=_LAG_BUCKETS,
+            registry=self._registry,
+        )
+        self.partials_dropped = Counter(
+            "whisper_partials_dropped_total",
+            "Partials that were due and not made, the engine being busy",
             registry=self._registry,
         )
         self._rungs = Counter(

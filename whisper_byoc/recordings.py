@@ -152,7 +152,8 @@ def _request(window: RecordingWindow, options: RecordingOptions) -> DecodeReques
 
 
 def _segment(window: RecordingWindow, hypothesis: Hypothesis, not_before: float) -> Segment:
-    words = place_words(hypothesis.words, window.offset, not_before, window.end)
+    voiced = [window.start + place for place in window.voiced]
+    words = place_words(hypothesis.words, window.offset, not_before, window.end, voiced)
     start = words[0].start if words else max(window.offset, not_before)
     end = words[-1].end if words else window.end
     return Segment(start, end, hypothesis.text, words, hypothesis.language)

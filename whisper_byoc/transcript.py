@@ -100,10 +100,13 @@ class Failure:
 Event = Partial | Final | Endpoint | End | Failure
 
 
-def event_document(event: Event) -> dict[str, Any]:
-    """The JSON object of an event, the same for NDJSON, SSE and data channels."""
+def event_document(event: Event, *, words: bool = True) -> dict[str, Any]:
+    """The JSON object of an event, the same for NDJSON, SSE and data channels; words: whether a
+    final's are wanted."""
     document: dict[str, Any] = {"type": event.type}
     for name in event.__slots__:
+        if name == "words" and not words:
+            continue
         value = getattr(event, name)
         if isinstance(value, float):
             value = round(value, 3)
@@ -122,9 +125,10 @@ def word_document(word: Word) -> dict[str, Any]:
     }
 
 
-def event_line(event: Event) -> str:
+def event_line(event: Event, *, words: bool = True) -> str:
     """One event as JSON on one line, without the line end."""
-    return json.dumps(event_document(event), ensure_ascii=False, separators=(",", ":"))
+    document = event_document(event, words=words)
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
 class Format(StrEnum):
@@ -187,7 +191,11 @@ def _quality(parameters: Iterable[str]) -> float:
 
 
 class Writer(ABC):
-    """Turns the events of one job, in order, into the pieces of one output."""
+    """Turns the events of one job, in order, into the pieces of one output; words: whether JSON is
+    to bring every word with its times."""
+
+    def __init__(self, *, words: bool = True) -> None:
+        self.words = words
 
     def begin(self) -> str:
         return ""
@@ -203,7 +211,8 @@ class Writer(ABC):
 class TextWriter(Writer):
     """Finals only, one utterance a line."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, words: bool = True) -> None:
+        super().__init__(words=words)
         self._utterance: int | None = None
 
     def write(self, event: Event) -> str:
@@ -225,14 +234,15 @@ class TextWriter(Writer):
 
 class NdjsonWriter(Writer):
     def write(self, event: Event) -> str:
-        return event_line(event) + "\n"
+        return event_line(event, words=self.words) + "\n"
 
 
 class SseWriter(Writer):
     """Server-sent events whose ids are the events' seq, ended by `data: [DONE]`."""
 
     def write(self, event: Event) -> str:
-        text = f"id: {event.seq}\nevent: {event.type}\ndata: {event_line(event)}\n\n"
+        line = event_line(event, words=self.words)
+        text = f"id: {event.seq}\nevent: {event.type}\ndata: {line}\n\n"
         return text + "data: [DONE]\n\n" if isinstance(event, End) else text
 
     def keepalive(self) -> str:
@@ -242,7 +252,8 @@ class SseWriter(Writer):
 class JsonWriter(Writer):
     """One document when the job has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, words: bool = True) -> None:
+        super().__init__(words=words)
         self._finals: list[Final] = []
         self._failure: Failure | None = None
 
@@ -258,12 +269,12 @@ class JsonWriter(Writer):
 
     def _document(self, end: End) -> dict[str, Any]:
         document: dict[str, Any] = {
-            "text": _text(self._finals),
+            "text": self._text(self._finals),
             "language": self._finals[0].language if self._finals else None,
             "duration": round(end.audio_seconds, 3),
             "reason": end.reason,
             "segments": [
-                _segment_document(number, list(finals))
+                self._segment(number, list(finals))
                 for number, (_, finals) in enumerate(
                     groupby(self._finals, key=lambda final: final.utterance)
                 )
@@ -273,22 +284,23 @@ class JsonWriter(Writer):
             document["error"] = {"code": self._failure.code, "message": self._failure.message}
         return document
 
+    @staticmethod
+    def _text(finals: Sequence[Final]) -> str:
+        language = finals[0].language if finals else "en"
+        return join_words((final.text for final in finals), language)
 
-def _text(finals: Sequence[Final]) -> str:
-    language = finals[0].language if finals else "en"
-    return join_words((final.text for final in finals), language)
-
-
-def _segment_document(number: int, finals: Sequence[Final]) -> dict[str, Any]:
-    """An utterance, in however many pieces it became final."""
-    return {
-        "id": number,
-        "utterance": finals[0].utterance,
-        "start": round(finals[0].start, 3),
-        "end": round(finals[-1].end, 3),
-        "text": _text(finals),
-        "words": [word_document(word) for final in finals for word in final.words],
-    }
+    def _segment(self, number: int, finals: Sequence[Final]) -> dict[str, Any]:
+        """An utterance, in however many pieces it became final."""
+        segment = {
+            "id": number,
+            "utterance": finals[0].utterance,
+            "start": round(finals[0].start, 3),
+            "end": round(finals[-1].end, 3),
+            "text": self._text(finals),
+        }
+        if self.words:
+            segment["words"] = [word_document(word) for final in finals for word in final.words]
+        return segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +342,8 @@ class _OpenCue:
 class _CueWriter(Writer):
     """Writes a cue when it is full or its utterance is over, whatever finals its words came in."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, words: bool = True) -> None:
+        super().__init__(words=words)
         self._open = _OpenCue()
         self._utterance: int | None = None
 
@@ -360,8 +373,8 @@ class _CueWriter(Writer):
 
 
 class SrtWriter(_CueWriter):
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, words: bool = True) -> None:
+        super().__init__(words=words)
         self._count = 0
 
     def _cue(self, cue: Cue) -> str:

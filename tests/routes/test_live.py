@@ -18,7 +18,7 @@ from tests.conftest import MODELS, Speak, pcm, serve_app
 from tests.scripted import ScriptedModel, scripted_engine, spoken, whole_seconds
 from whisper_byoc.decode import DecodeRequest, Hypothesis
 from whisper_byoc.errors import DecodeError
-from whisper_byoc.jobs import JobOptions
+from whisper_byoc.options import JobOptions
 from whisper_byoc.service import Service
 from whisper_byoc.settings import JobSettings, ModelSettings, Settings
 from whisper_byoc.transcript import EndReason
@@ -135,7 +135,9 @@ async def test_case_109_pcm_in_text_out(door: Door, sentence: NDArray[np.float32
 
 
 async def test_the_text_is_utf_8(sentence: NDArray[np.float32]) -> None:
-    async with open_door(model=ScriptedModel(lambda _: spoken("größere", "Straße"))) as door:
+    seconds = len(sentence) / 16_000
+    model = ScriptedModel(lambda _: spoken("größere", "Straße", seconds=seconds))
+    async with open_door(model=model) as door:
         await door.put("j", pcm(sentence))
         assert (await door.ask("GET", "/live/j/output"))[1] == "größere Straße\n"
 
@@ -479,9 +481,9 @@ async def test_what_is_not_audio_is_refused_and_leaves_nothing(
         ("?language=de", "language is 'de', expected auto or one of en"),
         (
             "?mode=fast",
-            "mode is 'fast', expected one of low_latency, balanced, finals_only",
+            "mode is 'fast', expected 'low_latency', 'balanced' or 'finals_only'",
         ),
-        ("?task=sing", "task is 'sing', expected one of transcribe, translate"),
+        ("?task=sing", "task is 'sing', expected 'transcribe' or 'translate'"),
         ("?task=translate", "task is 'translate', expected transcribe"),
         ("?final=maybe", "final is 'maybe', expected true or false"),
         ("?prompt=" + "x" * 1001, "prompt is '1001 characters', expected at most 1000"),
@@ -677,3 +679,125 @@ async def test_a_method_that_is_not_served_is_answered_in_our_shape(
     status, document, _ = await door.ask(method, "/live/j/source")
     assert status in (400, 405)
     assert "message" in document["error"]
+
+
+async def control(door: Door, job: str, message: Any) -> tuple[int, Any]:
+    body = message if isinstance(message, str) else json.dumps(message)
+    status, document, _ = await door.ask("POST", f"/live/{job}/control", body.encode())
+    return status, document
+
+
+class Microphone:
+    """A body that goes on until it is told to end."""
+
+    def __init__(self, audio: NDArray[np.float32]) -> None:
+        self._audio = audio
+        self._end = asyncio.Event()
+
+    async def body(self) -> AsyncIterator[bytes]:
+        yield pcm(self._audio)
+        await self._end.wait()
+        yield pcm(self._audio)
+
+    def end(self) -> None:
+        self._end.set()
+
+
+async def test_finalize_makes_final_what_was_said_and_the_stream_goes_on(
+    door: Door, sentence: NDArray[np.float32]
+) -> None:
+    speech = sentence[:16_000]
+    microphone = Microphone(speech)
+    async with asyncio.TaskGroup() as group:
+        source = group.create_task(door.put("j", microphone.body()))
+        await door.first_event("j")
+        status, document = await control(door, "j", {"type": "finalize"})
+        microphone.end()
+    assert (status, document["state"]) == (200, "receiving")
+    assert document["words"] > 0
+    assert document["lag_seconds"] == 0
+    assert source.result()[0] == 200
+    types = [it["type"] for it in await door.events("j") if it["type"] != "partial"]
+    assert types.count("endpoint") >= 2
+    assert types[-2:] == ["endpoint", "end"]
+
+
+async def test_finalize_in_silence_answers_at_once(door: Door) -> None:
+    await door.put("j", bytes(32_000), "?final=false")
+    assert (await control(door, "j", {"type": "finalize"}))[0] == 200
+    await door.put("j", b"", "?final=true")
+    assert [event["type"] for event in await door.events("j")] == ["end"]
+
+
+async def test_close_flushes_and_ends(door: Door, sentence: NDArray[np.float32]) -> None:
+    await door.put("j", pcm(sentence), "?final=false")
+    status, document = await control(door, "j", {"type": "close"})
+    assert (status, document["state"], document["reason"]) == (200, "ended", "stopped")
+    assert document["words"] > 0
+    for kind in ("finalize", "keepalive", "options"):
+        assert (await control(door, "j", {"type": kind}))[0] == 409
+
+
+async def test_keepalive_puts_off_the_idle_limit(sentence: NDArray[np.float32]) -> None:
+    async with open_door(idle_seconds=0.5) as door:
+        await door.put("j", pcm(sentence), "?final=false")
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while loop.time() < began + 1.2:
+            assert (await control(door, "j", {"type": "keepalive"}))[0] == 200
+        assert (await door.events("j"))[-1]["reason"] == "idle"
+
+
+async def test_options_of_a_job_begin_and_change_it(
+    door: Door, sentence: NDArray[np.float32]
+) -> None:
+    start = {"keyterms": ["Livepeer"], "mode": "finals_only", "words": False}
+    status, document = await control(door, "j", {"type": "start", "options": start})
+    assert (status, document["options"]["keyterms"]) == (200, ["Livepeer"])
+    assert (await control(door, "j", {"type": "start"}))[0] == 409
+    await door.put("j", pcm(sentence), "?final=false&endpoint_silence=0.4")
+    await control(door, "j", {"type": "finalize"})
+    assert door.model.requests[-1].prompt == "Livepeer."
+    change = {"prompt": "Hello.", "keyterms": []}
+    _, document = await control(door, "j", {"type": "options", "options": change})
+    assert document["options"]["endpoint_silence"] == 0.4
+    await door.put("j", pcm(sentence))
+    assert door.model.requests[-1].prompt == "Hello."
+    events = await door.events("j")
+    assert {it["type"] for it in events} == {"final", "endpoint", "end"}
+    assert not any("words" in event for event in events)
+
+
+@pytest.mark.parametrize(
+    ("message", "status", "expected"),
+    [
+        ("finalize", 400, "control message is 'finalize', expected a JSON object"),
+        ("[]", 400, "expected a JSON object"),
+        ("x" * 70_000, 400, "expected at most 65536 bytes"),
+        ({}, 400, "type is 'None', expected one of start, options, finalize"),
+        ({"type": "stop"}, 400, "type is 'stop', expected one of"),
+        ({"type": "finalize", "now": 1}, 400, "control message is 'now', expected no more"),
+        ({"type": "options", "options": 1}, 400, "options is '1', expected a JSON object"),
+        ({"type": "start", "options": {"mode": "fast"}}, 400, "mode is 'fast', expected"),
+        ({"type": "start", "options": {"language": "de"}}, 400, "language is 'de', expected"),
+        ({"type": "finalize"}, 404, "expected"),
+    ],
+)
+async def test_a_bad_control_message_is_named(
+    door: Door, message: Any, status: int, expected: str
+) -> None:
+    found, document = await control(door, "j", message)
+    assert found == status
+    assert expected in document["error"]["message"]
+    assert door.service.jobs.num_running == 0
+
+
+async def test_lag_and_dropped_partials_can_be_seen(
+    door: Door, sentence: NDArray[np.float32]
+) -> None:
+    await door.put("j", pcm(sentence), "?final=false&partial_interval=0.1")
+    document = (await door.ask("GET", "/live/j"))[1]
+    assert {"lag_seconds", "final_lag_seconds", "partials", "partials_dropped"} <= set(document)
+    _, metrics, _ = await door.ask("GET", "/metrics")
+    assert "whisper_partials_dropped_total" in metrics
+    assert "whisper_final_lag_seconds_bucket" in metrics

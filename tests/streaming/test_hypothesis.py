@@ -18,8 +18,8 @@ from whisper_byoc.streaming.hypothesis import (
 from whisper_byoc.transcript import Word
 
 
-def heard(text: str, **signs: Any) -> Hypothesis:
-    words = tuple(Word(word, n, n + 1, 0.9) for n, word in enumerate(text.split()))
+def heard(text: str, probability: float = 0.9, **signs: Any) -> Hypothesis:
+    words = tuple(Word(word, n, n + 1, probability) for n, word in enumerate(text.split()))
     return Hypothesis(text, "en", words, **signs)
 
 
@@ -36,6 +36,17 @@ LOOPS = 2.5
             heard("you", no_speech_prob=0.7, avg_logprob=-0.2),
             "you",
             id="improbable speech with sure words",
+        ),
+        pytest.param(
+            heard("you", probability=0.28, no_speech_prob=0.9, avg_logprob=-0.7),
+            "",
+            id="a lone improbable word in what is probably no speech",
+        ),
+        pytest.param(
+            heard("you", probability=0.28, no_speech_prob=0.5), "you", id="a lone word in speech"
+        ),
+        pytest.param(
+            heard("thank you", probability=0.28, no_speech_prob=0.9), "thank you", id="two words"
         ),
         pytest.param(
             heard("oh la la la la la", compression_ratio=LOOPS), "oh la", id="one word five times"
@@ -82,6 +93,19 @@ def test_placed_words_are_in_order_and_within_their_window(
     limits = [time for word in placed for time in (word.start, word.end)]
     assert limits == sorted(limits)
     assert all(not_before <= time <= not_after for time in limits)
+
+
+def test_silence_around_words_is_not_theirs() -> None:
+    voiced = [round(place * SAMPLE_RATE) for place in (11.0, 11.032, 11.5, 13.0)]
+    words = spoken((0.0, 1.2), (1.2, 2.9), (2.9, 3.5), (3.5, 4.0))
+    placed = place_words(words, 10.0, 0.0, 20.0, voiced)
+    times = [(word.start, word.end) for word in placed]
+    assert times == [
+        pytest.approx((10.94, 11.164)),
+        pytest.approx((11.44, 11.632)),
+        pytest.approx((12.94, 13.132)),
+        pytest.approx((13.5, 14.0)),
+    ]
 
 
 def noise(

@@ -1,21 +1,21 @@
 """Door 1: `PUT /live/{job_id}/source` takes audio, `GET /live/{job_id}/output` gives text."""
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Coroutine
-from dataclasses import replace
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from whisper_byoc.audio import format_of_content_type
-from whisper_byoc.decode import Task
 from whisper_byoc.errors import (
     BodyTooLarge,
     InvalidOption,
+    JobExists,
     NoAudio,
     ServiceError,
     SlowReader,
@@ -24,30 +24,46 @@ from whisper_byoc.errors import (
     first_of,
 )
 from whisper_byoc.eventlog import EventLog
-from whisper_byoc.jobs import Job, JobOptions, check_job_id
+from whisper_byoc.jobs import Job, check_job_id
+from whisper_byoc.options import JobOptions
 from whisper_byoc.service import Service
-from whisper_byoc.settings import Mode
 from whisper_byoc.transcript import CONTENT_TYPES, WRITERS, EndReason, Format, Writer, choose_format
 
-Choice = TypeVar("Choice", bound=StrEnum)
-
 MODEL_HEADER = "X-Model-Id"
-MAX_PROMPT_CHARACTERS = 1000
+MAX_CONTROL_BYTES = 65536
+OPTION_NAMES = tuple(JobOptions.model_fields)
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for its log; no one is left to read it."""
+
+
+class Control(StrEnum):
+    """What a control message asks for."""
+
+    START = "start"
+    """A job with these options, before its audio."""
+    OPTIONS = "options"
+    """Other values for some options, from now on."""
+    FINALIZE = "finalize"
+    """All that was said so far becomes final now; the stream goes on."""
+    KEEPALIVE = "keepalive"
+    """Put off the idle limit."""
+    CLOSE = "close"
+    """Take no more audio, and flush."""
 
 
 async def put_source(request: Request) -> Response:
     """Take one body. Its end is the end of the stream, unless `?final=false`."""
     service, job_id = _checked(request)
     final = _boolean(request, "final")
-    options = _options(request, service)
+    job = service.jobs.find(job_id)
+    options = _options(request, service, job)
     audio_format = format_of_content_type(request.headers.get("Content-Type"))
     _check_encoding(request)
     _check_length(request, service.settings.jobs.max_body_bytes)
-    job = service.jobs.find(job_id)
     if job is not None:
         job.check_receives()
+        if job.options != options:
+            job.change(options)
     chunks = _chunks(request)
     try:
         async with asyncio.timeout(service.settings.jobs.idle_seconds):
@@ -88,7 +104,7 @@ async def get_output(request: Request) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     idle_seconds = service.settings.jobs.keepalive_seconds
     return StreamingResponse(
-        _written(job.log, WRITERS[chosen](), after, idle_seconds, service),
+        _written(job.log, WRITERS[chosen](words=job.options.words), after, idle_seconds, service),
         headers={
             "Content-Type": CONTENT_TYPES[chosen],
             "Cache-Control": "no-store",
@@ -111,6 +127,56 @@ async def delete_job(request: Request) -> Response:
     forgotten = service.jobs.find(job_id) is None
     document = {**job.document(), "forgotten": forgotten}
     return JSONResponse(document, headers=_model_header(service, job))
+
+
+async def post_control(request: Request) -> Response:
+    """One control message: JSON with its `type`, answered when it has been obeyed."""
+    service, job_id = _checked(request)
+    message = await _message(request)
+    kind = _control(message.get("type"))
+    names = ("type", "options") if kind in (Control.START, Control.OPTIONS) else ("type",)
+    for name in message:
+        if name not in names:
+            raise InvalidOption("control message", name, "no more than " + " and ".join(names))
+    values = message.get("options", {})
+    if not isinstance(values, dict):
+        raise InvalidOption("options", json.dumps(values), "a JSON object")
+    if kind is Control.START:
+        options = JobOptions().changed(values)
+        if service.jobs.find(job_id) is not None:
+            raise JobExists(job_id)
+        job = service.jobs.open(job_id, options)
+    elif kind is Control.OPTIONS:
+        job = service.jobs.change(job_id, values)
+    else:
+        job = service.jobs.get(job_id)
+        match kind:
+            case Control.FINALIZE:
+                await job.finalize()
+            case Control.KEEPALIVE:
+                job.check_runs()
+                job.keep_alive()
+            case Control.CLOSE:
+                await job.stop(EndReason.STOPPED)
+    return JSONResponse(job.document(), headers=_model_header(service, job))
+
+
+async def _message(request: Request) -> dict[str, Any]:
+    """Raises InvalidOption when the body is not a JSON object, or too long."""
+    body = bytearray()
+    async for chunk in _chunks(request):
+        body += chunk
+        if len(body) > MAX_CONTROL_BYTES:
+            expected = f"at most {MAX_CONTROL_BYTES} bytes"
+            raise InvalidOption("control message", f"over {MAX_CONTROL_BYTES} bytes", expected)
+    try:
+        message = json.loads(body)
+    except ValueError:
+        message = None
+    if not isinstance(message, dict):
+        found = body[:80].decode("utf-8", "replace")
+        raise InvalidOption("control message", found, 'a JSON object such as {"type": "finalize"}')
+    return message
 
 
 async def _written(
@@ -187,33 +253,23 @@ def _model_header(service: Service, job: Job | None = None) -> dict[str, str]:
     return {MODEL_HEADER: service.engine.model_for(job.options.language).name}
 
 
-def _options(request: Request, service: Service) -> JobOptions:
+def _options(request: Request, service: Service, job: Job | None) -> JobOptions:
+    """The options that the query names, over those of the job. Other names mean nothing here:
+    gateways add their own. Raises InvalidOption."""
     query = request.query_params
-    prompt = query.get("prompt")
-    if prompt is not None and len(prompt) > MAX_PROMPT_CHARACTERS:
-        expected = f"at most {MAX_PROMPT_CHARACTERS} characters"
-        raise InvalidOption("prompt", f"{len(prompt)} characters", expected)
-    options = JobOptions(
-        prompt=prompt,
-        task=_one_of(Task, "task", query.get("task")) or Task.TRANSCRIBE,
-        mode=_one_of(Mode, "mode", query.get("mode")),
-    )
-    language = query.get("language")
-    if language is not None:
-        code = None if language.lower() == "auto" else language.lower()
-        options = replace(options, language=code)
-    model = service.engine.model_for(options.language)
-    if options.task is Task.TRANSLATE and model.languages == {"en"}:
-        raise InvalidOption("task", "translate", f"transcribe, since {model.name} is English only")
+    values: dict[str, Any] = {name: query[name] for name in OPTION_NAMES if name in query}
+    options = (job.options if job else JobOptions()).changed(values)
+    service.jobs.check(options)
     return options
 
 
-def _one_of(kind: type[Choice], name: str, value: str | None) -> Choice | None:
-    """None when nothing was said. Raises InvalidOption."""
+def _control(value: object) -> Control:
+    """Raises InvalidOption."""
     try:
-        return None if value is None else kind(value)
+        return Control(str(value))
     except ValueError:
-        raise InvalidOption(name, value or "", "one of " + ", ".join(kind)) from None
+        expected = "one of " + ", ".join(Control)
+        raise InvalidOption("type", str(value), expected) from None
 
 
 def _boolean(request: Request, name: str) -> bool | None:
@@ -247,6 +303,7 @@ def _last_event_id(request: Request) -> int:
 # path that is not served.
 routes = [
     Route("/live/{job_id:path}/source", put_source, methods=["PUT", "POST"]),
+    Route("/live/{job_id:path}/control", post_control, methods=["POST"]),
     Route("/live/{job_id:path}/output", get_output, methods=["GET"]),
     Route("/live/{job_id:path}", get_job, methods=["GET"]),
     Route("/live/{job_id:path}", delete_job, methods=["DELETE"]),

@@ -1,5 +1,6 @@
 """What to believe of a hypothesis, and where a long one may be cut (pure)."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whisper_byoc.audio import SAMPLE_RATE
-from whisper_byoc.decode import Hypothesis
+from whisper_byoc.decode import FRAME_SAMPLES, Hypothesis
 from whisper_byoc.loops import is_loop, outside_loops
 from whisper_byoc.transcript import Word
 
@@ -16,24 +17,29 @@ NO_SPEECH_PROBABILITY = 0.6
 MIN_AVG_LOGPROB = -1.0
 """Whisper's own thresholds (openai-whisper, transcribe.py)."""
 
+MIN_LONE_PROBABILITY = 0.35
+"""Of a single word in what is probably no speech: "you" in music and noise has 0.06 to 0.28, said
+by somebody 0.41 and more (docs/streaming.md)."""
+
 _ENERGY_WINDOW = round(0.08 * SAMPLE_RATE)
 _ENERGY_STEP = round(0.01 * SAMPLE_RATE)
 _BEFORE_WORD_END = 0.2
 _AFTER_WORD_END = 0.1
 """Attention puts word ends 0.10 s late on average, p5 -0.06 s, p95 +0.22 s (streaming notes)."""
 _WORD_END_MARGIN = 0.3
+_BEFORE_SPEECH, _AFTER_SPEECH = 0.06, 0.1
 _EARLIEST_CUT = 0.4
 _LIVE_EDGE_SECONDS = 1.0
 
 
 def believed(hypothesis: Hypothesis) -> Hypothesis:
     """The hypothesis without what the decoder made up: all of its text when Whisper itself calls it
-    no speech; of a loop that no retry broke, every round but the first.
+    no speech, or a single word that is improbable when it nearly does; of a loop that no retry
+    broke, every round but the first.
     """
-    if (
-        hypothesis.no_speech_prob > NO_SPEECH_PROBABILITY
-        and hypothesis.avg_logprob < MIN_AVG_LOGPROB
-    ):
+    silent = hypothesis.no_speech_prob > NO_SPEECH_PROBABILITY
+    lone = len(hypothesis.words) == 1 and hypothesis.words[0].probability < MIN_LONE_PROBABILITY
+    if silent and (lone or hypothesis.avg_logprob < MIN_AVG_LOGPROB):
         return replace(hypothesis, text="", words=())
     text = hypothesis.text.split()
     if not is_loop(text, hypothesis.compression_ratio):
@@ -45,17 +51,37 @@ def believed(hypothesis: Hypothesis) -> Hypothesis:
 
 
 def place_words(
-    words: Iterable[Word], offset: float, not_before: float, not_after: float
+    words: Iterable[Word],
+    offset: float,
+    not_before: float,
+    not_after: float,
+    voiced: Sequence[int] = (),
 ) -> tuple[Word, ...]:
-    """Words of a window in stream time: shifted by `offset`, in order, within the two limits."""
+    """Words of a window in stream time: shifted by `offset`, in order, within the two limits.
+
+    voiced: first samples in the stream of the frames that hold speech, in order: attention gives
+    the silence before and behind a word to it, so that a first word begins with the window.
+    """
     placed: list[Word] = []
     earliest = not_before
     for word in words:
-        start = min(max(word.start + offset, earliest), not_after)
-        end = min(max(word.end + offset, start), not_after)
+        start, end = _within_speech(word.start + offset, word.end + offset, voiced)
+        start = min(max(start, earliest), not_after)
+        end = min(max(end, start), not_after)
         placed.append(Word(word.text, start, end, word.probability))
         earliest = end
     return tuple(placed)
+
+
+def _within_speech(start: float, end: float, voiced: Sequence[int]) -> tuple[float, float]:
+    """Without the silence on both sides, but for a margin; as it is where nothing is voiced."""
+    first = bisect_left(voiced, start * SAMPLE_RATE)
+    last = bisect_left(voiced, end * SAMPLE_RATE) - 1
+    if first > last:
+        return start, end
+    begins = voiced[first] / SAMPLE_RATE - _BEFORE_SPEECH
+    ends = (voiced[last] + FRAME_SAMPLES) / SAMPLE_RATE + _AFTER_SPEECH
+    return max(start, begins), min(end, ends)
 
 
 def num_unheard(voiced: Iterable[int], end: float) -> int:

@@ -156,6 +156,13 @@ class Transcriber:
         self._end_reason: EndReason | None = None
         self._failure: tuple[str, str] | None = None
         self._interval = settings.partial_interval
+        self._stretched = 0.0
+        self._previous_partial: int | None = None
+        self.num_partials = 0
+        self.num_partials_dropped = 0
+        """Partials that were due by the settings and were not made, the engine being busy."""
+        self.final_lag_seconds = 0.0
+        """From the end of the last final word to the newest audio when it became final."""
         self.ended = False
 
     @property
@@ -194,6 +201,29 @@ class Transcriber:
                 self._open.speech_frames.append(frame_start)
         self._drop_audio()
 
+    def receive_settings(self, settings: StreamingSettings) -> None:
+        """Go on by other settings, from the next audio and the next window."""
+        self._settings = settings
+        self._detector.receive_settings(settings)
+        self._interval = max(settings.partial_interval, self._stretched)
+        if self._open is not None:
+            soon = self._audio.end + round(self._interval * SAMPLE_RATE)
+            self._open.next_partial = min(self._open.next_partial, soon)
+
+    def receive_finalize(self) -> int:
+        """End the utterance here, so that all that was said becomes final; the stream goes on.
+
+        Returns the place in the stream, in samples, to ask `is_final` about.
+        """
+        if self._detector.in_speech:
+            self._receive_change(self._detector.end_speech())
+        return self._audio.end
+
+    def is_final(self, position: int) -> bool:
+        """Whether all words of the audio before `position` are final."""
+        waiting = [*self._closed, *([self._open] if self._open else [])]
+        return self.ended or all(utterance.start >= position for utterance in waiting)
+
     def receive_end(self, reason: EndReason, failure: tuple[str, str] | None = None) -> None:
         """No more audio comes; what is open is decoded once more, then `End` is sent.
 
@@ -222,7 +252,8 @@ class Transcriber:
             return
         window, utterance = self._out
         self._out = None
-        self._interval = max(self._settings.partial_interval, _STRETCH * seconds)
+        self._stretched = _STRETCH * seconds
+        self._interval = max(self._settings.partial_interval, self._stretched)
         clean = hypothesis.trip is None
         hypothesis = believed(hypothesis)
         match window.purpose:
@@ -266,8 +297,18 @@ class Transcriber:
         ):
             interval = round(self._interval * SAMPLE_RATE)
             utterance_open.next_partial = self._audio.end + interval
+            self._count_partial(utterance_open)
             return self._take(Purpose.PARTIAL, utterance_open, self._audio.end)
         return None
+
+    def _count_partial(self, utterance: _Utterance) -> None:
+        """How many more there would have been since the last one of the utterance."""
+        if self._previous_partial is not None and self._previous_partial >= utterance.start:
+            passed = (self._audio.end - self._previous_partial) / SAMPLE_RATE
+            due = int(passed / self._settings.partial_interval)
+            self.num_partials_dropped += max(0, due - 1)
+        self.num_partials += 1
+        self._previous_partial = self._audio.end
 
     def events_to_send(self) -> list[Event]:
         events, self._events = self._events, []
@@ -409,7 +450,9 @@ class Transcriber:
     def _send_final(
         self, utterance: _Utterance, window: Window, words: tuple[Word, ...], language: str
     ) -> None:
-        placed = place_words(words, window.offset, self._last_word_end, window.end)
+        placed = place_words(
+            words, window.offset, self._last_word_end, window.end, utterance.speech_frames
+        )
         if not placed:
             self._send_partial(utterance, window, "")
             return

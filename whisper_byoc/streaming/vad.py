@@ -30,13 +30,17 @@ class SpeechDetector:
     """
 
     def __init__(self, settings: StreamingSettings) -> None:
-        self._settings = settings
-        self._endpoint_samples = round(settings.endpoint_silence * SAMPLE_RATE)
-        self._pre_roll_samples = round(settings.pre_roll * SAMPLE_RATE)
+        self.receive_settings(settings)
         self._position = 0
         self._previous_end = 0
         self._silence_start: int | None = None
         self.in_speech = False
+
+    def receive_settings(self, settings: StreamingSettings) -> None:
+        """Go on by other settings."""
+        self._settings = settings
+        self._endpoint_samples = round(settings.endpoint_silence * SAMPLE_RATE)
+        self._pre_roll_samples = round(settings.pre_roll * SAMPLE_RATE)
 
     def receive_probabilities(self, values: Iterable[float]) -> list[SpeechStart | SpeechEnd]:
         """Take the next frames' probabilities; returns what changed, in order."""

@@ -1,0 +1,65 @@
+"""What a caller may choose for one job."""
+
+from typing import Any
+
+import pytest
+
+from whisper_byoc.decode import Task
+from whisper_byoc.errors import InvalidOption
+from whisper_byoc.options import JobOptions
+from whisper_byoc.settings import Mode, StreamingSettings
+
+
+def test_text_and_json_say_the_same() -> None:
+    query = {
+        "language": "DE", "task": "translate", "mode": "low_latency", "words": "false",
+        "keyterms": "Livepeer, BYOC ,", "endpoint_silence": "0.5", "max_utterance": "10",
+    }  # fmt: skip
+    document = {
+        "language": "de", "task": "translate", "mode": "low_latency", "words": False,
+        "keyterms": ["Livepeer", "BYOC"], "endpoint_silence": 0.5, "max_utterance": 10,
+    }  # fmt: skip
+    assert JobOptions().changed(query) == JobOptions().changed(document)
+
+
+def test_a_change_keeps_the_rest() -> None:
+    options = JobOptions().changed({"language": "auto", "prompt": "Hello."})
+    assert options.language is None
+    changed = options.changed({"task": "translate", "prompt": None})
+    assert changed == JobOptions(language=None, task=Task.TRANSLATE)
+
+
+def test_keyterms_and_prompt_are_the_decoders_context() -> None:
+    assert JobOptions().context is None
+    assert JobOptions(prompt="We met.").context == "We met."
+    options = JobOptions(prompt="We met.", keyterms=("Livepeer", "BYOC"))
+    assert options.context == "Livepeer, BYOC. We met."
+
+
+def test_what_is_not_chosen_is_the_services() -> None:
+    service = StreamingSettings(mode=Mode.FINALS_ONLY, endpoint_silence=2)
+    assert JobOptions().streaming(service) == service
+    chosen = JobOptions(mode=Mode.BALANCED, partial_interval=0.3).streaming(service)
+    assert (chosen.mode, chosen.partial_interval, chosen.endpoint_silence) == ("balanced", 0.3, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mode": "fast"}, "mode is 'fast', expected 'low_latency', 'balanced' or 'finals_only'"),
+        ({"speed": 2}, "option is 'speed', expected one of language, task, mode, prompt"),
+        ({"words": "maybe"}, "words is 'maybe', expected a valid boolean"),
+        ({"endpoint_silence": "0"}, "endpoint_silence is '0', expected greater than or equal"),
+        ({"partial_interval": float("nan")}, "partial_interval is 'nan', expected"),
+        ({"language": 5}, "language is '5', expected a valid string"),
+        ({"prompt": "x" * 1001}, "expected at most 1000 characters"),
+        ({"keyterms": ["a"] * 101}, "expected at most 100 items"),
+        ({"keyterms": ["a" * 600, "b" * 600]}, "keyterms have more than 1000 characters"),
+        ({"keyterms": {"a": 1}}, "keyterms is"),
+        ({"keyterms": [1]}, "expected a valid string"),
+    ],
+)
+def test_bad_values_name_what_was_found_and_expected(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidOption, match=r"expected") as caught:
+        JobOptions().changed(values)
+    assert message in str(caught.value)

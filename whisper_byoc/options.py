@@ -1,0 +1,99 @@
+"""What a caller may choose for one job, at its start and while it runs (pure)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from whisper_byoc.decode import Task
+from whisper_byoc.errors import InvalidOption
+from whisper_byoc.settings import Mode, StreamingSettings
+
+MAX_PROMPT_CHARACTERS = 1000
+MAX_KEYTERMS = 100
+
+
+class JobOptions(BaseModel):
+    """Options of one job; what is None is as the service has it, except for the language.
+
+    language: Whisper's code; None detects it. prompt: text that the decoder is told came before.
+    keyterms: names and terms that it is told to expect. words: whether final events bring every
+    word with its times and probability. The others are those of `StreamingSettings`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    language: str | None = "en"
+    task: Task = Task.TRANSCRIBE
+    mode: Mode | None = None
+    prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARACTERS)
+    keyterms: tuple[str, ...] = Field((), max_length=MAX_KEYTERMS)
+    words: bool = True
+    endpoint_silence: float | None = Field(None, ge=0.1, le=5, allow_inf_nan=False)
+    partial_interval: float | None = Field(None, ge=0.1, le=10, allow_inf_nan=False)
+    max_utterance: float | None = Field(None, ge=5, le=28, allow_inf_nan=False)
+
+    @field_validator("language", mode="before")
+    @classmethod
+    def _code(cls, value: object) -> object:
+        if isinstance(value, str):
+            return None if value.lower() == "auto" else value.lower()
+        return value
+
+    @field_validator("keyterms", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """A list, or text with commas between."""
+        if isinstance(value, str):
+            value = value.split(",")
+        if isinstance(value, list | tuple) and all(isinstance(term, str) for term in value):
+            return tuple(term.strip() for term in value if term.strip())
+        return value
+
+    @model_validator(mode="after")
+    def _short(self) -> "JobOptions":
+        if len(", ".join(self.keyterms)) > MAX_PROMPT_CHARACTERS:
+            raise ValueError(f"keyterms have more than {MAX_PROMPT_CHARACTERS} characters")
+        return self
+
+    @property
+    def context(self) -> str | None:
+        """What the decoder is told: it takes the end of it where it is too long."""
+        terms = ", ".join(self.keyterms)
+        return " ".join(part for part in (terms and f"{terms}.", self.prompt) if part) or None
+
+    def changed(self, values: Mapping[str, Any]) -> "JobOptions":
+        """With other values for some. Raises InvalidOption, naming what was found and expected."""
+        told = {name: getattr(self, name) for name in self.model_fields_set}
+        try:
+            return JobOptions.model_validate({**told, **values})
+        except ValidationError as error:
+            problem = error.errors()[0]
+        name = str(problem["loc"][0]) if problem["loc"] else "keyterms"
+        if problem["type"] == "extra_forbidden":
+            raise InvalidOption("option", name, "one of " + ", ".join(JobOptions.model_fields))
+        found = values.get(name)
+        if problem["type"] == "string_too_long":
+            found = f"{len(str(found))} characters"
+        raise InvalidOption(
+            name, found if isinstance(found, str) else repr(found), _wanted(problem)
+        )
+
+    def streaming(self, service: StreamingSettings) -> StreamingSettings:
+        """The service's settings with the job's own in their place."""
+        names = ("mode", "endpoint_silence", "partial_interval", "max_utterance")
+        chosen = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return service.model_copy(update=chosen)
+
+
+def _wanted(problem: Mapping[str, Any]) -> str:
+    """pydantic's complaint as what was expected."""
+    text: str = problem["msg"]
+    for beginning in (
+        "Input should be ",
+        "Value error, ",
+        "Tuple should have ",
+        "String should have ",
+    ):
+        text = text.removeprefix(beginning)
+    return text
