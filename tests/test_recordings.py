@@ -68,7 +68,7 @@ def test_windows_of_all_recordings_go_together() -> None:
     assert model.batches == [3, 1]
     first, second = found[1][1], found[2][1]
     assert [first.start, first.end] == pytest.approx([0.1, 2.1], abs=0.1)
-    assert [second.start, second.end] == pytest.approx([7.1, 12.0], abs=0.1)
+    assert [second.start, second.end] == pytest.approx([7.9, 12.0], abs=0.1)
 
 
 def test_times_do_not_fall() -> None:
