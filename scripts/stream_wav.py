@@ -47,6 +47,13 @@ READ_BYTES = 65536
     "--language", help="Whisper's language code, or auto; the service's default if left out."
 )
 @click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An option of the job, such as mode=low_latency or keyterms=Livepeer,BYOC; repeatable.",
+)
+@click.option(
     "--chunk-ms",
     type=click.IntRange(1, 10_000),
     default=100,
@@ -59,6 +66,7 @@ def main(
     output: str,
     realtime: bool,
     language: str | None,
+    options: tuple[str, ...],
     chunk_ms: int,
 ) -> None:
     """Send each FILE (- is standard input) and print its transcript.
@@ -66,6 +74,12 @@ def main(
     WAV, FLAC, MP3, Ogg, WebM, MP4, MPEG-TS, and raw 16 kHz mono int16 PCM. The transcript goes to
     standard output, progress to standard error. Exit status 1 when any file fails.
     """
+    for option in options:
+        if "=" not in option:
+            raise click.BadParameter(f"{option!r}, expected NAME=VALUE", param_hint="--option")
+    query = dict(option.split("=", 1) for option in options)
+    if language:
+        query["language"] = language
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -81,7 +95,7 @@ def main(
             piece_ms = chunk_ms if realtime else 0
             try:
                 with opened(name) as file:
-                    asyncio.run(stream(file, url, Format(output), language, piece_ms, progress))
+                    asyncio.run(stream(file, url, Format(output), query, piece_ms, progress))
             except (ClientError, UnsupportedAudio, OSError) as error:
                 click.echo(f"stream_wav: {name}: {error}", err=True)
                 failed += 1
@@ -101,7 +115,7 @@ async def stream(
     file: BinaryIO,
     url: str,
     output: Format,
-    language: str | None,
+    options: dict[str, str],
     realtime_ms: int,
     progress: Progress,
 ) -> None:
@@ -109,7 +123,6 @@ async def stream(
     size = os.fstat(file.fileno()).st_size if file.seekable() else None
     bar = progress.add_task(Path(file.name).name, total=size)
     job_id = f"stream-wav-{uuid.uuid4().hex[:12]}"
-    options = {"language": language} if language else {}
     audio = counted(read(file), progress, bar)
     failure: BaseException | None = None
     try:

@@ -40,7 +40,7 @@ def test_lags_are_counted_from_the_end_of_a_word() -> None:
 def test_words_that_did_not_come_are_lost_and_have_no_lag() -> None:
     lags = measure_lags([(1.0, final("ask")), (1.5, final("never", 1))], OFFLINE, 3.0)
     assert lags.final == pytest.approx([0.5])
-    assert lags.tail_words_lost == 2
+    assert lags.tail_words_lost == 1
     assert lags.finalize is None
     assert measure_lags([], OFFLINE, 3.0).tail_words_lost == 3
     assert measure_lags([], (), 3.0).tail_words_lost == 0

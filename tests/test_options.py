@@ -33,7 +33,7 @@ def test_keyterms_and_prompt_are_the_decoders_context() -> None:
     assert JobOptions().context is None
     assert JobOptions(prompt="We met.").context == "We met."
     options = JobOptions(prompt="We met.", keyterms=("Livepeer", "BYOC"))
-    assert options.context == "Livepeer, BYOC. We met."
+    assert options.context == "We met. Livepeer, BYOC."
 
 
 def test_what_is_not_chosen_is_the_services() -> None:

@@ -214,3 +214,15 @@ def test_languages_without_spaces_are_joined_without() -> None:
     assert write(Format.TEXT, events) == "今日は\n"
     assert json.loads(write(Format.JSON, events))["text"] == "今日は"
     assert "\n今日は\n" in write(Format.SRT, events)
+
+
+def test_text_of_two_languages_is_joined_as_each_is_written() -> None:
+    words = tuple(Word(text, n, n + 0.5, 1.0) for n, text in enumerate(("今", "Hello", "there")))
+    events: list[Event] = [
+        Final(0, 0, 0.0, 0.5, "今", words[:1], "ja"),
+        Final(1, 0, 1.0, 1.5, "Hello", words[1:2], "en"),
+        Final(2, 0, 2.0, 2.5, "there", words[2:], "en"),
+        End(3, 3.0, EndReason.EOF),
+    ]
+    assert json.loads(write(Format.JSON, events))["text"] == "今 Hello there"
+    assert write(Format.TEXT, events) == "今 Hello there\n"

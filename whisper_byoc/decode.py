@@ -100,6 +100,7 @@ class Span:
 class Hypothesis:
     """What the decoder heard in one window.
 
+    language: of the text; a translation is English.
     words: in order, times in seconds from the start of the window; empty when not asked for.
     evidence: of each of the words, from engines that can tell.
     avg_logprob: mean log-probability of the tokens, end-of-text included.

@@ -111,6 +111,7 @@ class Job:
         self._num_bytes = 0
         self._counter: _BodyCounter | None = None
         self._num_words = 0
+        self._num_samples = self._num_heard = 0
         self._partials_dropped = 0
         self._decode_seconds = 0.0
         self._logger = JobLog(logger, {"job": job_id})
@@ -174,9 +175,16 @@ class Job:
         self._logger.info("options changed: %s", options.model_dump_json(exclude_unset=True))
 
     async def finalize(self) -> None:
-        """Return when all that was said so far is final; the stream goes on. Raises JobEnded."""
+        """Return when all that was received so far is final; the stream goes on. Raises JobEnded.
+
+        What fills no frame of 32 ms waits for the rest of it.
+        """
         self.check_runs()
         self.keep_alive()
+        received = self._num_samples
+        while not self._transcriber.ended and self._num_heard + FRAME_SAMPLES <= received:
+            self._decoded.clear()
+            await self._decoded.wait()
         position = self._transcriber.receive_finalize()
         self._heard.set()
         while not self._transcriber.is_final(position):
@@ -296,6 +304,7 @@ class Job:
 
     async def _take(self, samples: NDArray[np.float32]) -> None:
         """Pass whole frames on to the transcriber, as it has room."""
+        self._num_samples += len(samples)
         self._pending = np.concatenate([self._pending, samples])
         while len(self._pending) >= FRAME_SAMPLES:
             await self._wait_for_room()
@@ -307,8 +316,10 @@ class Job:
         voice = await self._services.voice.probabilities(frames, self._voice_state)
         self._transcriber.receive_audio(samples, voice.tolist())
         self._services.metrics.audio_seconds.inc(len(samples) / SAMPLE_RATE)
+        self._num_heard += len(samples)
         self.keep_alive()
         self._heard.set()
+        self._decoded.set()
 
     async def _wait_for_room(self) -> None:
         while not (self._transcriber.has_room or self._transcriber.ended):
@@ -360,8 +371,7 @@ class Job:
         began = self._loop.time()
         wanted = began
         if window.purpose is Purpose.PARTIAL:  # finals go first
-            settings = self.options.streaming(self._streaming)
-            wanted += settings.partial_interval
+            wanted += self._streaming.partial_interval
         request = DecodeRequest(
             window.samples,
             deadline=wanted,

@@ -17,8 +17,8 @@ class StreamLags:
     partial, final: from the end of each word in the audio to its first appearance, and to its
     becoming final; of words that the offline transcript has, too. finalize: from the end of the
     audio to the last final word, None when none came after it. tail_words_lost: words at the end
-    of the offline transcript that did not come. num_shown, num_changed: words shown in partials,
-    and those of them that became another word or none.
+    of the offline transcript that did not come, nor others in their place. num_shown, num_changed:
+    words shown in partials, and those of them that became another word or none.
     """
 
     text: str
@@ -80,18 +80,22 @@ def measure_lags(
         partial=tuple(word.first_seen - said.end for said, word in pairs),
         final=tuple(word.final - said.end for said, word in pairs),
         finalize=max(after) - audio_end if after else None,
-        tail_words_lost=_num_lost(spoken, pairs),
+        tail_words_lost=_num_lost(spoken, heard, pairs),
         num_shown=sum(map(len, shown.values())),
         num_changed=num_changed,
     )
 
 
-def _num_lost(spoken: Sequence[Word], pairs: Sequence[tuple[Word, _FinalWord]]) -> int:
-    """Words behind the last one that both have."""
-    if not pairs:
-        return len(spoken)
-    last = pairs[-1][0]
-    return len(spoken) - 1 - next(n for n, word in enumerate(spoken) if word is last)
+def _num_lost(
+    spoken: Sequence[Word],
+    heard: Sequence[_FinalWord],
+    pairs: Sequence[tuple[Word, _FinalWord]],
+) -> int:
+    """Words behind the last one that both have, beyond those that stand in their place."""
+    said, written = pairs[-1] if pairs else (None, None)
+    behind = len(spoken) - next((n for n, it in enumerate(spoken, start=1) if it is said), 0)
+    instead = len(heard) - next((n for n, it in enumerate(heard, start=1) if it is written), 0)
+    return max(0, behind - instead)
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:

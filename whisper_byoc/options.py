@@ -58,9 +58,9 @@ class JobOptions(BaseModel):
 
     @property
     def context(self) -> str | None:
-        """What the decoder is told: it takes the end of it where it is too long."""
+        """What the decoder is told. It keeps the end of what is too long, so terms come last."""
         terms = ", ".join(self.keyterms)
-        return " ".join(part for part in (terms and f"{terms}.", self.prompt) if part) or None
+        return " ".join(part for part in (self.prompt, terms and f"{terms}.") if part) or None
 
     def changed(self, values: Mapping[str, Any]) -> "JobOptions":
         """With other values for some. Raises InvalidOption, naming what was found and expected."""

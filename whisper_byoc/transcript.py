@@ -286,8 +286,10 @@ class JsonWriter(Writer):
 
     @staticmethod
     def _text(finals: Sequence[Final]) -> str:
-        language = finals[0].language if finals else "en"
-        return join_words((final.text for final in finals), language)
+        return "".join(
+            join_words(("", final.text) if number else (final.text,), final.language)
+            for number, final in enumerate(finals)
+        )
 
     def _segment(self, number: int, finals: Sequence[Final]) -> dict[str, Any]:
         """An utterance, in however many pieces it became final."""

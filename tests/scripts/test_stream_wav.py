@@ -112,3 +112,17 @@ async def test_an_empty_file_is_an_error(url: str, tmp_path: Path) -> None:
     status, output, errors = await script(str(empty), "--url", url)
     assert (status, output) == (1, "")
     assert "0 bytes" in errors
+
+
+async def test_options_of_the_job(url: str, clip: Path) -> None:
+    options = ["--option", "words=false", "--option", "keyterms=harbour"]
+    status, output, _ = await script(str(clip), "--url", url, "--format", "ndjson", *options)
+    assert status == 0
+    assert '"type":"final"' in output
+    assert '"words"' not in output
+    status, _, errors = await script(str(clip), "--url", url, "--option", "mode=fast")
+    assert status == 1
+    assert "mode is 'fast'" in errors
+    status, _, errors = await script(str(clip), "--url", url, "--option", "mode")
+    assert status == 2
+    assert "expected NAME=VALUE" in errors

@@ -1,5 +1,6 @@
 """The rules of one stream, driven with made-up voice and made-up hypotheses."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -86,6 +87,14 @@ class Stream:
                 words.append(Word(f"s{second}", max(start, 0.0), start + 0.5, 0.9))
         rest = words[len(window.committed.split()) :]
         return Hypothesis(" ".join(word.text for word in rest), "en", tuple(rest))
+
+    def spoken_words(self) -> set[str]:
+        return {
+            f"s{second}"
+            for begin, end in self._spoken
+            for second in range(math.ceil(begin), math.ceil(end))
+            if second + 0.5 <= end
+        }
 
     def of(self, *kinds: type) -> list[Event]:
         return [event for event in self.events if isinstance(event, kinds)]
@@ -250,6 +259,85 @@ def test_speech_that_a_decoder_leaves_out_is_decoded_by_itself(live: bool) -> No
     assert len(stream.of(Endpoint)) == 1
 
 
+def test_a_short_sentence_left_out_at_the_end_is_not_cut_away() -> None:
+    """The quietest place is behind it."""
+    transcriber = Transcriber(SETTINGS)
+    frames = round(3 * FRAMES_PER_SECOND)
+    voice = [0.9 if n < 40 or 55 <= n < 73 else 0.4 for n in range(frames)]
+    samples = np.full(frames * FRAME_SAMPLES, 0.5, dtype=np.float32)
+    samples[75 * FRAME_SAMPLES :] = 0.0
+    for start in range(0, frames, BLOCK_FRAMES):
+        block = samples[start * FRAME_SAMPLES : (start + BLOCK_FRAMES) * FRAME_SAMPLES]
+        transcriber.receive_audio(block, voice[start : start + BLOCK_FRAMES])
+    transcriber.receive_end(EndReason.EOF)
+    texts: list[tuple[float, float]] = []
+    while window := transcriber.next_window(live=False):
+        number = len(texts)
+        texts.append((window.offset, window.end))
+        word = Word(("first", "thanks")[number], 0.1, 1.2 if number == 0 else 0.5, 0.9)
+        transcriber.receive_hypothesis(Hypothesis(word.text, "en", (word,)))
+    finals = [it.text for it in transcriber.events_to_send() if isinstance(it, Final)]
+    assert finals == ["first", "thanks"]
+    assert texts[1][0] <= 55 / FRAMES_PER_SECOND
+
+
+def test_finalize_ends_the_utterance_and_the_stream_goes_on() -> None:
+    stream = Stream(live=True)
+    stream.speak(2.6)
+    transcriber = stream.transcriber
+    place = transcriber.receive_finalize()
+    assert not transcriber.is_final(place)
+    stream.decode()
+    assert transcriber.is_final(place)
+    assert stream.words() == ["s0", "s1", "s2"]
+    assert len(stream.of(Endpoint)) == 1
+    stream.speak(3.4)
+    stream.end()
+    assert stream.words() == ["s0", "s1", "s2", "s3", "s4", "s5"]
+
+
+def test_finalize_waits_for_what_was_said_and_not_for_what_comes() -> None:
+    stream = Stream()
+    stream.pause(1)
+    assert stream.transcriber.is_final(stream.transcriber.receive_finalize())
+    block = np.zeros(BLOCK_FRAMES * FRAME_SAMPLES, dtype=np.float32)
+    for voice in (0.9, 0.9, 0.1):  # ended by silence, not decoded yet
+        stream.transcriber.receive_audio(block, [voice] * BLOCK_FRAMES)
+    place = stream.transcriber.receive_finalize()
+    stream.transcriber.receive_audio(block, [0.9] * BLOCK_FRAMES)
+    assert not stream.transcriber.is_final(place)
+    assert stream.transcriber.next_window(live=False) is not None
+    stream.transcriber.receive_hypothesis(Hypothesis("", "en"))
+    assert stream.transcriber.is_final(place)
+
+
+def test_settings_count_from_the_next_audio_on() -> None:
+    stream = Stream(live=True)
+    stream.speak(3)
+    stream.transcriber.receive_settings(
+        SETTINGS.model_copy(update={"endpoint_silence": 2.0, "mode": Mode.FINALS_ONLY})
+    )
+    stream.events.clear()
+    stream.pause(1.5)
+    assert stream.events == []
+    stream.pause(1)
+    assert [event.type for event in stream.events] == ["final", "endpoint"]
+
+
+def test_lag_and_dropped_partials_are_counted() -> None:
+    stream = Stream(live=True)
+    stream.speak(6)
+    assert 0 < stream.transcriber.final_lag_seconds < 3
+    for seconds, made, dropped in ((0.01, 16, 0), (1.0, 6, 10)):
+        transcriber = Transcriber(SETTINGS)
+        for _ in range(round(8 * FRAMES_PER_SECOND)):
+            transcriber.receive_audio(np.zeros(FRAME_SAMPLES, dtype=np.float32), [0.9])
+            if transcriber.next_window(live=True):
+                transcriber.receive_hypothesis(Hypothesis("word", "en"), seconds)
+        assert transcriber.num_partials == pytest.approx(made, abs=1)
+        assert transcriber.num_partials_dropped == pytest.approx(dropped, abs=1)
+
+
 def test_a_word_left_out_for_a_moment_only_is_waited_for() -> None:
     stream = Deaf(live=True)
     stream.speak(2.5)
@@ -396,6 +484,7 @@ def test_any_stream_keeps_the_contract(script: Sequence[tuple[str, float]], live
     assert len(stream.of(End)) == 1
     words = stream.words()
     assert len(words) == len(set(words))
+    assert set(words) == stream.spoken_words()
     assert words == sorted(words, key=lambda word: int(word[1:]))
     times = [time for word in final_words(stream) for time in (word.start, word.end)]
     assert times == sorted(times)

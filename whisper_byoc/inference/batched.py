@@ -23,7 +23,7 @@ from whisper.tokenizer import LANGUAGES, Tokenizer, get_tokenizer
 from whisper.utils import compression_ratio
 
 from whisper_byoc.audio import SAMPLE_RATE
-from whisper_byoc.decode import DecodeRequest, Evidence, Hypothesis, Rung, Span, Trip
+from whisper_byoc.decode import DecodeRequest, Evidence, Hypothesis, Rung, Span, Task, Trip
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.alignment import attended_times, token_times
 from whisper_byoc.inference.decoding import Decode, Decoded, Rules, Window, decode_all, spans_of
@@ -257,7 +257,7 @@ class BatchedModel:
 
     def _hypothesis(self, attempt: _Attempt) -> Hypothesis:
         text = attempt.text
-        language = attempt.tokenizer.language or "en"
+        language = _written(attempt.tokenizer, attempt.request.task)
         words, evidence = self._words(attempt) if attempt.request.word_times else ((), ())
         return Hypothesis(
             text=text,
@@ -300,7 +300,9 @@ class BatchedModel:
         tails = 1 - masses.mean(axis=(0, 2))[forced:]
         probabilities = np.exp(np.array(decoded.logprobs)[places])
         tokens = [decoded.tokens[place] for place in places]
-        texts, groups = tokenizer.split_to_word_tokens([*tokens, tokenizer.eot])
+        spaced = _written(tokenizer, attempt.request.task) not in UNSPACED
+        split = tokenizer.split_tokens_on_spaces if spaced else tokenizer.split_tokens_on_unicode
+        texts, groups = split([*tokens, tokenizer.eot])
         timings = []
         first = 0
         for text, group in zip(texts[:-1], groups[:-1], strict=True):
@@ -328,8 +330,12 @@ class BatchedModel:
             for timing in timings
             if timing.word.strip()
         ]
-        spaced = tokenizer.language not in UNSPACED
         return whole_words(pieces, continued=forced > 0) if spaced else _columns(pieces)
+
+
+def _written(tokenizer: Tokenizer, task: Task) -> str:
+    """The language of the text: a translation is English."""
+    return "en" if task is Task.TRANSLATE else tokenizer.language or "en"
 
 
 Piece = tuple[str, Word, Evidence]

@@ -12,7 +12,7 @@ from whisper.timing import find_alignment, merge_punctuations
 from whisper.tokenizer import LANGUAGES, get_tokenizer
 
 from whisper_byoc.audio import SAMPLE_RATE
-from whisper_byoc.decode import DecodeRequest, Hypothesis, Rung, Span, Trip
+from whisper_byoc.decode import DecodeRequest, Hypothesis, Rung, Span, Task, Trip
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.decoding import spans_of
 from whisper_byoc.inference.ladder import TEMPERATURES, find_trip
@@ -68,7 +68,7 @@ class ReferenceModel:
         words = self._words(mel, result, request) if request.word_times else ()
         return Hypothesis(
             text=result.text.strip(),
-            language=result.language,
+            language="en" if request.task is Task.TRANSLATE else result.language,
             words=words,
             avg_logprob=result.avg_logprob,
             no_speech_prob=result.no_speech_prob,

@@ -56,14 +56,12 @@ async def put_source(request: Request) -> Response:
     service, job_id = _checked(request)
     final = _boolean(request, "final")
     job = service.jobs.find(job_id)
-    options = _options(request, service, job)
+    _options(request, service, job)
     audio_format = format_of_content_type(request.headers.get("Content-Type"))
     _check_encoding(request)
     _check_length(request, service.settings.jobs.max_body_bytes)
     if job is not None:
         job.check_receives()
-        if job.options != options:
-            job.change(options)
     chunks = _chunks(request)
     try:
         async with asyncio.timeout(service.settings.jobs.idle_seconds):
@@ -72,8 +70,14 @@ async def put_source(request: Request) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     except TimeoutError:
         raise NoAudio(service.settings.jobs.idle_seconds) from None
+    job = service.jobs.find(job_id)  # another request may have begun or ended it meanwhile
     if first:
-        job = service.jobs.open(job_id, options)
+        options = _options(request, service, job)
+        if job is None:
+            job = service.jobs.open(job_id, options)
+        job.check_receives()
+        if job.options != options:
+            job.change(options)
         num_bytes = await job.receive_body(
             _chain(first, chunks), audio_format, final=final is not False
         )
@@ -132,7 +136,13 @@ async def delete_job(request: Request) -> Response:
 async def post_control(request: Request) -> Response:
     """One control message: JSON with its `type`, answered when it has been obeyed."""
     service, job_id = _checked(request)
-    message = await _message(request)
+    try:
+        async with asyncio.timeout(service.settings.jobs.idle_seconds):
+            message = await _message(request)
+    except ConnectionError:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    except TimeoutError:
+        raise NoAudio(service.settings.jobs.idle_seconds) from None
     kind = _control(message.get("type"))
     names = ("type", "options") if kind in (Control.START, Control.OPTIONS) else ("type",)
     for name in message:
@@ -171,7 +181,7 @@ async def _message(request: Request) -> dict[str, Any]:
             raise InvalidOption("control message", f"over {MAX_CONTROL_BYTES} bytes", expected)
     try:
         message = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         message = None
     if not isinstance(message, dict):
         found = body[:80].decode("utf-8", "replace")

@@ -84,12 +84,12 @@ def _within_speech(start: float, end: float, voiced: Sequence[int]) -> tuple[flo
     return max(start, begins), min(end, ends)
 
 
-def num_unheard(voiced: Iterable[int], end: float) -> int:
-    """How many frames of speech begin behind the end of the last word, which is in seconds.
+def unheard(voiced: Iterable[int], end: float) -> list[int]:
+    """The frames of speech that begin behind the end of the last word, which is in seconds.
 
     A decoder without timestamps may end a text at a change of speaker, and stay at it."""
     first = (end + _WORD_END_MARGIN) * SAMPLE_RATE
-    return sum(1 for place in voiced if place >= first)
+    return [place for place in voiced if place >= first]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,9 @@ from whisper_byoc.streaming.hypothesis import (
     Cut,
     believed,
     choose_cut,
-    num_unheard,
     place_words,
     quietest,
+    unheard,
 )
 from whisper_byoc.streaming.vad import SpeechDetector, SpeechEnd, SpeechStart
 from whisper_byoc.transcript import (
@@ -42,8 +42,6 @@ MAX_BLOCK_SAMPLES = SAMPLE_RATE
 _MAX_CLOSED = 4
 """Utterances waiting for their last decode; beyond that no more audio is taken."""
 _MIN_PARTIAL_SAMPLES = round(0.4 * SAMPLE_RATE)
-_MIN_PARTIAL_SPEECH_FRAMES = 2
-
 
 _STRETCH = 1.5
 """A stream asks for a partial at most so many times as long after the one before as that took."""
@@ -205,6 +203,7 @@ class Transcriber:
         """Go on by other settings, from the next audio and the next window."""
         self._settings = settings
         self._detector.receive_settings(settings)
+        self._previous_partial = None
         self._interval = max(settings.partial_interval, self._stretched)
         if self._open is not None:
             soon = self._audio.end + round(self._interval * SAMPLE_RATE)
@@ -217,7 +216,8 @@ class Transcriber:
         """
         if self._detector.in_speech:
             self._receive_change(self._detector.end_speech())
-        return self._audio.end
+        # The pre-roll of what comes next reaches back to here at most.
+        return self._closed[-1].end or 0 if self._closed else 0
 
     def is_final(self, position: int) -> bool:
         """Whether all words of the audio before `position` are final."""
@@ -293,7 +293,7 @@ class Transcriber:
             live
             and self._settings.mode is not Mode.FINALS_ONLY
             and self._audio.end >= utterance_open.next_partial
-            and len(utterance_open.speech_frames) >= _MIN_PARTIAL_SPEECH_FRAMES
+            and self._enough_speech(utterance_open)
         ):
             interval = round(self._interval * SAMPLE_RATE)
             utterance_open.next_partial = self._audio.end + interval
@@ -305,7 +305,7 @@ class Transcriber:
         """How many more there would have been since the last one of the utterance."""
         if self._previous_partial is not None and self._previous_partial >= utterance.start:
             passed = (self._audio.end - self._previous_partial) / SAMPLE_RATE
-            due = int(passed / self._settings.partial_interval)
+            due = round(passed / self._settings.partial_interval)
             self.num_partials_dropped += max(0, due - 1)
         self.num_partials += 1
         self._previous_partial = self._audio.end
@@ -376,18 +376,19 @@ class Transcriber:
     ) -> int | None:
         """Where the window would have to begin anew, in samples of the stream, because there is
         speech behind the last word that the decoder passes over; None when there is not."""
-        if words:
-            end = words[-1].end
-        elif utterance.committed:
-            end = (utterance.committed[-1][1] - window.start) / SAMPLE_RATE
-        else:
+        ends = [word.end for word in words[-1:]]
+        # A later decode may put its words before one that is final: that one counts, too.
+        ends += [(end - window.start) / SAMPLE_RATE for _, end in utterance.committed[-1:]]
+        if not ends:
             return None
+        end = max(ends)
         stop = window.start + len(window.samples)
         voiced = [place - window.start for place in utterance.speech_frames if place < stop]
         most = _UNHEARD_FRAMES if window.purpose is Purpose.PARTIAL else _UNHEARD_FRAMES_AT_END
-        if num_unheard(voiced, end) < most:
+        left_out = unheard(voiced, end)
+        if len(left_out) < most:
             return None
-        cut, _ = quietest(window.samples, end - _AFTER_END, end + 1.0)
+        cut, _ = quietest(window.samples, end - _AFTER_END, left_out[0] / SAMPLE_RATE)
         return None if cut < _LEAST_PROGRESS else window.start + cut
 
     def _go_on_behind(self, utterance: _Utterance, window: Window, words: tuple[Word, ...]) -> bool:
@@ -460,6 +461,7 @@ class Transcriber:
         number = self._number(utterance)
         start, end = placed[0].start, placed[-1].end
         self._last_word_end = end
+        self.final_lag_seconds = self.audio_seconds - end
         utterance.language = language
         text = join_words((word.text for word in placed), language)
         self._send(Final(self._next_seq(), number, start, end, text, placed, language))
@@ -468,6 +470,8 @@ class Transcriber:
         if utterance.number is not None:
             assert utterance.end is not None
             time = utterance.end / SAMPLE_RATE
+            if utterance.partial:
+                self._send(Partial(self._next_seq(), utterance.number, time, time, ""))
             self._send(Endpoint(self._next_seq(), utterance.number, time))
 
     def _number(self, utterance: _Utterance) -> int:
