@@ -344,8 +344,9 @@ def show_live(report: dict[str, Any]) -> None:
     table.title = f"{report['model']}, streams of {report['seconds']:.0f} s or more"
     table.caption = f"{report['machine']['cpu']}, {report['machine']['cores']} cores"
     for title, (key,) in ROWS.items():
-        cells = (values.get(key) for values in report["streams"].values())
-        table.add_row(title, *(_cell(value) for value in cells))
+        cells = [values.get(key) for values in report["streams"].values()]
+        if any(value is not None for value in cells):
+            table.add_row(title, *map(_cell, cells))
     Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whisper_byoc.audio import SAMPLE_RATE
-from whisper_byoc.decode import FRAME_SAMPLES, MAX_WINDOW_SECONDS, Hypothesis
+from whisper_byoc.decode import FRAME_SAMPLES, MAX_WINDOW_SECONDS, Hypothesis, Trip
 from whisper_byoc.settings import Mode, StreamingSettings
 from whisper_byoc.streaming.transcriber import (
     MAX_BLOCK_SAMPLES,
@@ -336,6 +336,19 @@ def test_lag_and_dropped_partials_are_counted() -> None:
                 transcriber.receive_hypothesis(Hypothesis("word", "en"), seconds)
         assert transcriber.num_partials == pytest.approx(made, abs=1)
         assert transcriber.num_partials_dropped == pytest.approx(dropped, abs=1)
+
+
+@pytest.mark.parametrize(("trip", "shown"), [(Trip.LOOP, []), (Trip.IMPROBABLE, ["S, S, S"])])
+def test_a_loop_is_not_shown(trip: Trip, shown: list[str]) -> None:
+    class Stammering(Stream):
+        def hear(self, window: Window) -> Hypothesis:
+            words = tuple(Word(word, 0.1, 0.2, 0.2) for word in ("S,", "S,", "S"))
+            return Hypothesis("S, S, S", "en", words, trip=trip)
+
+    stream = Stammering(live=True)
+    stream.speak(2)
+    assert [it.text for it in stream.events if isinstance(it, Partial)] == shown
+    assert not stream.of(Final)
 
 
 def test_a_word_left_out_for_a_moment_only_is_waited_for() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whisper_byoc.audio import SAMPLE_RATE
-from whisper_byoc.decode import FRAME_SAMPLES, MAX_WINDOW_SECONDS, Hypothesis
+from whisper_byoc.decode import FRAME_SAMPLES, MAX_WINDOW_SECONDS, Hypothesis, Trip
 from whisper_byoc.settings import Mode, StreamingSettings
 from whisper_byoc.streaming.commit import BALANCED, LOW_LATENCY, Heard, num_to_commit
 from whisper_byoc.streaming.hypothesis import (
@@ -365,7 +365,8 @@ class Transcriber:
         if clean:
             utterance.heard.appendleft(words[number:])
         rest = join_words((word.text for word in words[number:]), hypothesis.language)
-        self._send_partial(utterance, window, rest if words else hypothesis.text)
+        if hypothesis.trip not in (Trip.LOOP, Trip.CAP):  # nobody wants to see "S, S, S, S"
+            self._send_partial(utterance, window, rest if words else hypothesis.text)
         if leaves_out and self._go_on_behind(utterance, window, words):
             utterance.next_partial = self._audio.end
         elif len(window.samples) > self._settings.max_window * SAMPLE_RATE:
