@@ -128,6 +128,24 @@ async def test_no_words_come_from_what_is_no_speech(url: str, speech_dir: Path) 
         assert await transcribe(url, f"nonspeech-{file.stem}", audio) == "", file.name
 
 
+@pytest.mark.parametrize("decibels", [None, -60, -40, -20], ids=str)
+async def test_ten_minutes_of_silence_and_noise_give_nothing(
+    url: str, decibels: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a live stream, though it comes faster: not even a partial."""
+    monkeypatch.setattr("whisper_byoc.jobs._LIVE_SLACK_SECONDS", 600.0)
+    noise = np.zeros(600 * 16_000, dtype=np.float32)
+    if decibels is not None:
+        noise = np.random.default_rng(1).standard_normal(len(noise), dtype=np.float32)
+        noise *= 10 ** (decibels / 20)
+    pieces: list[str] = []
+    async with LiveClient(url) as client:
+        await client.transcribe(
+            f"noise{decibels}", chunks(pcm(noise)), pieces.append, content_type="audio/pcm"
+        )
+    assert [json.loads(line)["type"] for line in "".join(pieces).splitlines()] == ["end"]
+
+
 async def test_read_speech_through_the_server_has_a_plausible_error_rate(
     url: str, speech_dir: Path
 ) -> None:
