@@ -577,6 +577,7 @@ models_option = click.option(
 @click.group()
 def main() -> None:
     """Measure accuracy, speed and memory, beside other programs on the same machine."""
+    sys.path.insert(0, str(ROOT))  # for `scripts`: this one is started from anywhere
 
 
 @contextmanager
@@ -662,7 +663,6 @@ def live(
     words were spoken, and what can be heard in it, comes from an offline pass over the same audio.
     The last line printed is a JSON object.
     """
-    sys.path.insert(0, str(ROOT))  # a script is started from anywhere
     from scripts.live_benchmark import draw, parse_counts, run_live, show_live
 
     with exiting():
@@ -710,16 +710,14 @@ def replay(
     Every decode is taken to last --latency, so lags do not tell how fast the machine is. Files are
     joined with others of their folder, each once. The last line printed is a JSON object.
     """
-    sys.path.insert(0, str(ROOT))
-    from scripts.live_benchmark import show_live
-    from scripts.replay_benchmark import run_replay
+    from scripts.replay_benchmark import run_replay, show_replay
 
     with exiting():
         clips, audio, setup = read_for_streams(manifest, prefixes, models_dir)
         figures = run_replay(clips, audio, seconds, half, latency, setup, options)
         report = about(seconds) | {"latency": latency, "half": half, "streams": figures}
     if not only_json:
-        show_live(report)
+        show_replay(report)
     print(json.dumps(report))
 
 
@@ -750,7 +748,6 @@ def endings(
     pass over the same audio ends with, unless the end fell inside a word. The last line printed is
     a JSON object.
     """
-    sys.path.insert(0, str(ROOT))
     from scripts.endings_benchmark import run_endings, show_endings
 
     with exiting():

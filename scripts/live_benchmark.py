@@ -322,17 +322,17 @@ def _share(lags: Sequence[StreamLags]) -> float:
 
 
 ROWS = {
-    "partial lag p50 / p95, s": ("partial_lag",),
-    "final lag p50 / p95, s": ("final_lag",),
-    "finalize → last final p50 / p95, s": ("finalize",),
-    "largest / smallest median final lag": ("fairness",),
-    "WER %": ("wer",),
-    "WER % offline": ("offline_wer",),
-    "final words": ("words",),
-    "tail words lost": ("tail_words_lost",),
-    "share of partial words that changed": ("changed_share",),
-    "CPU s per s of audio": ("cpu_seconds_per_audio_second",),
-    "RSS, MB": ("rss_mb",),
+    "partial lag p50 / p95, s": "partial_lag",
+    "final lag p50 / p95, s": "final_lag",
+    "finalize → last final p50 / p95, s": "finalize",
+    "largest / smallest median final lag": "fairness",
+    "WER %": "wer",
+    "WER % offline": "offline_wer",
+    "final words": "words",
+    "tail words lost": "tail_words_lost",
+    "share of partial words that changed": "changed_share",
+    "CPU s per s of audio": "cpu_seconds_per_audio_second",
+    "RSS, MB": "rss_mb",
 }
 
 
@@ -343,10 +343,10 @@ def show_live(report: dict[str, Any]) -> None:
     table = Table("streams", *report["streams"])
     table.title = f"{report['model']}, streams of {report['seconds']:.0f} s or more"
     table.caption = f"{report['machine']['cpu']}, {report['machine']['cores']} cores"
-    for title, (key,) in ROWS.items():
+    for title, key in ROWS.items():
         cells = [values.get(key) for values in report["streams"].values()]
         if any(value is not None for value in cells):
-            table.add_row(title, *map(_cell, cells))
+            table.add_row(title, *map(cell, cells))
     Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
 
 
@@ -380,9 +380,9 @@ def draw(report: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
     if isinstance(value, dict):
-        return " / ".join(_cell(it) for it in value.values())
+        return " / ".join(cell(it) for it in value.values())
     return "–" if value is None else f"{value:.4g}"
 
 

@@ -1,5 +1,6 @@
 """The part of `benchmark.py replay` that streams recordings in stream time, without waiting."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -10,11 +11,14 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import track as progress
+from rich.table import Table
 
 from scripts.live_benchmark import (
     GAP_SECONDS,
+    ROWS,
     SAMPLE_RATE,
     Track,
+    cell,
     hear_offline,
     summarise_live,
     tell,
@@ -201,3 +205,16 @@ def _request(window: Window) -> DecodeRequest:
         committed=window.committed,
         draft=window.draft,
     )
+
+
+COLUMNS = ("wer", "offline_wer", "partial_lag", "final_lag", "finalize", "words", "tail_words_lost")
+
+
+def show_replay(report: dict[str, Any]) -> None:
+    """A line for each folder."""
+    titles = {key: title for title, key in ROWS.items()}
+    table = Table("", *(titles[key] for key in COLUMNS))
+    table.title = f"{report['model']}, in stream time, a decode takes {report['latency']:g} s"
+    for folder, figures in report["streams"].items():
+        table.add_row(folder, *(cell(figures[key]) for key in COLUMNS))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)

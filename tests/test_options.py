@@ -54,7 +54,7 @@ def test_what_is_not_chosen_is_the_services() -> None:
         ({"language": 5}, "language is '5', expected a valid string"),
         ({"prompt": "x" * 1001}, "expected at most 1000 characters"),
         ({"keyterms": ["a"] * 101}, "expected at most 100 items"),
-        ({"keyterms": ["a" * 600, "b" * 600]}, "keyterms have more than 1000 characters"),
+        ({"keyterms": ["a" * 600, "b" * 600]}, "expected at most 1000 characters in all"),
         ({"keyterms": {"a": 1}}, "keyterms is"),
         ({"keyterms": [1]}, "expected a valid string"),
     ],

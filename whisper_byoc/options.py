@@ -53,7 +53,7 @@ class JobOptions(BaseModel):
     @model_validator(mode="after")
     def _short(self) -> "JobOptions":
         if len(", ".join(self.keyterms)) > MAX_PROMPT_CHARACTERS:
-            raise ValueError(f"keyterms have more than {MAX_PROMPT_CHARACTERS} characters")
+            raise ValueError(f"at most {MAX_PROMPT_CHARACTERS} characters in all")
         return self
 
     @property
