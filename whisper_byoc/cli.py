@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
@@ -16,7 +17,7 @@ from whisper_byoc.app import build_app
 from whisper_byoc.errors import ConfigurationError, ServiceError
 from whisper_byoc.inference.weights import find_weights
 from whisper_byoc.service import VERSION, Service
-from whisper_byoc.settings import ServerSettings, read_settings
+from whisper_byoc.settings import ServerSettings, drop_secrets, read_settings
 
 EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2
@@ -52,6 +53,7 @@ def serve(host: str | None, port: int | None) -> None:
         given = {"host": host, "port": port}
         server = settings.server.model_dump() | {k: v for k, v in given.items() if v is not None}
         settings = read_settings(server=server)
+        drop_secrets(os.environ)
         for name in settings.model.names:
             find_weights(settings.model.directory, name)
     except ServiceError as error:

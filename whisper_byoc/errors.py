@@ -18,13 +18,19 @@ ServiceError
 │   ├── SourceBusy
 │   ├── BodyTooLarge
 │   ├── NoAudio               a body began and its first byte never came
+│   ├── BadMessage            a body that should be JSON or a form is not, or lacks something
+│   ├── UnknownStream         no stream of the worker door has this id
+│   ├── ForbiddenUrl          a URL that this service may not open
+│   ├── Unauthorized
 │   └── UnsupportedAudio
 ├── Unavailable               the caller may try again later
 │   ├── NotReady
 │   ├── TooManyJobs
+│   ├── StreamExists          a stream of this id runs with other channels
 │   └── Draining
 ├── CutOff                    a job was ended before its words were flushed
 ├── SlowReader                a reader of output fell behind what is kept
+├── TrickleError              trickle/protocol.py: what other ends of a channel answer
 ├── ClientError               client.py: the server answered with an error or broke off
 └── DecodeError               inference failed on this request
 """
@@ -191,6 +197,50 @@ class NoAudio(RequestError):
         return f"body has had no byte for {self.seconds:g} s, expected audio or an empty body"
 
 
+class BadMessage(RequestError):
+    """A body that is not the message that this path takes."""
+
+    code = "bad_message"
+
+    def __init__(self, found: str, expected: str) -> None:
+        super().__init__(found, expected)
+        self.found, self.expected = found, expected
+
+    def __str__(self) -> str:
+        return f"body is {self.found[:160]}, expected {self.expected}"
+
+
+class UnknownStream(RequestError):
+    code = "unknown_stream"
+
+    def __init__(self, found: str | None, running: int) -> None:
+        super().__init__(found, running)
+        self.found, self.running = found, running
+
+    def __str__(self) -> str:
+        if self.found is None:
+            return f"no stream is named and {self.running} are running, expected X-Stream-Id"
+        return f"no stream {self.found[:160]!r} is running, expected one that was started"
+
+
+class ForbiddenUrl(RequestError):
+    code = "forbidden_url"
+
+    def __init__(self, name: str, found: str, expected: str) -> None:
+        super().__init__(name, found, expected)
+        self.name, self.found, self.expected = name, found, expected
+
+    def __str__(self) -> str:
+        return f"{self.name} is {self.found[:160]!r}, expected {self.expected}"
+
+
+class Unauthorized(RequestError):
+    code = "unauthorized"
+
+    def __str__(self) -> str:
+        return "Authorization has no valid token, expected Bearer and the token of registration"
+
+
 class Unavailable(ServiceError):
     """Nothing is wrong with the request; `retry_after` says after how many seconds to try again."""
 
@@ -217,6 +267,17 @@ class TooManyJobs(Unavailable):
 
     def __str__(self) -> str:
         return f"{self.running} jobs are running, which is the limit: expected one of them to end"
+
+
+class StreamExists(Unavailable):
+    code = "stream_exists"
+
+    def __init__(self, retry_after: int, stream_id: str) -> None:
+        super().__init__(retry_after)
+        self.stream_id = stream_id
+
+    def __str__(self) -> str:
+        return f"stream {self.stream_id[:160]!r} is running, expected it to be stopped first"
 
 
 class Draining(Unavailable):

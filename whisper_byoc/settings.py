@@ -1,16 +1,27 @@
 """Every setting of the service; the only reader of the environment.
 
 `WHISPER_<GROUP>_<FIELD>` sets a field: `WHISPER_SERVER_PORT=9000`, `WHISPER_JOBS_MAX_JOBS=4`.
+The names that other Livepeer workers read (`ORCH_URL`, `CAPABILITY_NAME`, ...) set some, too; where
+both are there ours counts.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from whisper_byoc.errors import ConfigurationError
 
@@ -41,6 +52,18 @@ class LogLevel(StrEnum):
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
+
+
+class Interface(StrEnum):
+    """Which of an orchestrator's interfaces a worker announces itself to."""
+
+    BYOC = "byoc"
+    LIVE_RUNNER = "live-runner"
+
+
+def _words(value: object) -> object:
+    """Text with commas or spaces between as a tuple."""
+    return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
 
 
 class ServerSettings(Group):
@@ -76,9 +99,7 @@ class ModelSettings(Group):
     @field_validator("names", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(value.replace(",", " ").split())
-        return value
+        return _words(value)
 
 
 class StreamingSettings(Group):
@@ -138,6 +159,175 @@ class JobSettings(Group):
     )
 
 
+class OrchestratorSettings(Group):
+    urls: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="orchestrators to register with, with commas between; ORCH_URL"
+    )
+    secret: SecretStr = Field(
+        SecretStr(""), description="what orchestrators know us by; ORCH_SECRET"
+    )
+    interfaces: Annotated[tuple[Interface, ...], NoDecode] = Field(
+        (Interface.BYOC,), description="byoc, live-runner, or both with a comma between"
+    )
+    interval: float = Field(60.0, gt=0, le=3600, description="s between two registrations")
+    verify_tls: bool = Field(
+        False, description="check orchestrators' certificates, which they mostly sign themselves"
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="hosts of the URLs that a start may name; default those of the orchestrators,"
+        " any when there are none",
+    )
+    token: SecretStr = Field(
+        SecretStr(""),
+        description="what the worker and batch doors want as Bearer token; AUTH_TOKEN",
+    )
+
+    @field_validator("urls", mode="before")
+    @classmethod
+    def _split_urls(cls, value: object) -> object:
+        words = _words(value)
+        if isinstance(words, tuple):
+            return tuple(word.rstrip("/") if isinstance(word, str) else word for word in words)
+        return words
+
+    @field_validator("urls")
+    @classmethod
+    def _check_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError(f"{url} should begin with http:// or https:// and a host")
+        return urls
+
+    @field_validator("interfaces", "allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return _words(value)
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """Hosts that callers may name, in lower case; empty means any."""
+        named = self.allowed_hosts or tuple(urlsplit(url).hostname or "" for url in self.urls)
+        return frozenset(host.lower() for host in named)
+
+
+class CapabilitySettings(Group):
+    name: str = Field(
+        "whisper-byoc", min_length=1, description="name it is registered by; CAPABILITY_NAME"
+    )
+    description: str = Field(
+        "live speech to text", description="for people; CAPABILITY_DESCRIPTION"
+    )
+    url: str = Field(
+        "http://localhost:8000",
+        description="where orchestrators reach this service; CAPABILITY_URL",
+    )
+    capacity: int = Field(
+        0,
+        ge=0,
+        description="streams at once; 0 means WHISPER_JOBS_MAX_JOBS; CAPABILITY_CAPACITY",
+    )
+    price_per_unit: int = Field(
+        0, ge=0, description="price of a second, before scaling; CAPABILITY_PRICE_PER_UNIT"
+    )
+    price_scaling: int = Field(
+        1, ge=1, description="what the price is divided by; CAPABILITY_PRICE_SCALING"
+    )
+    price_currency: str = Field(
+        "wei",
+        description="wei, eth, or what the orchestrator has a feed for; CAPABILITY_PRICE_CURRENCY",
+    )
+    pipeline: str = Field("byoc", min_length=1, description="name in status documents; PIPELINE")
+    price_usd_per_hour: float = Field(
+        0.0, ge=0, description="price told to the Live Runner interface"
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _bare(cls, url: str) -> str:
+        """Orchestrators append paths to it as text."""
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            raise ValueError("should begin with http:// or https:// and a host")
+        return url.rstrip("/")
+
+
+class WorkerSettings(Group):
+    heartbeat_seconds: float = Field(
+        5.0, gt=0, le=25, description="s between heartbeats on a stream's events channel"
+    )
+    data_keepalive_seconds: float = Field(
+        25.0, gt=0, le=240, description="s of silence before a keepalive on the data channel"
+    )
+    stop_seconds: float = Field(
+        8.5, gt=0, le=60, description="s that a stop may take; orchestrators wait 10"
+    )
+    retry_seconds: float = Field(
+        12.0, gt=0, le=300, description="s of failures in a row that end a channel"
+    )
+    silence_seconds: float = Field(
+        420.0,
+        gt=0,
+        le=86400,
+        description="s without anything from the orchestrator that end a stream",
+    )
+    max_segment_bytes: int = Field(
+        32 * 1024**2, ge=1024, description="bytes of one trickle segment; more answers 413"
+    )
+    max_waiting_bytes: int = Field(
+        32 * 1024**2,
+        ge=1024,
+        description="bytes of a stream's input that may wait for the engine; the oldest segments"
+        " give way",
+    )
+    max_upload_bytes: int = Field(
+        50 * 1024**2, ge=1024, description="bytes of one batch request; more answers 413"
+    )
+
+
+PEER_NAMES: Mapping[str, tuple[str, str]] = {
+    "ORCH_URL": ("orchestrator", "urls"),
+    "ORCH_SECRET": ("orchestrator", "secret"),
+    "AUTH_TOKEN": ("orchestrator", "token"),
+    "CAPABILITY_NAME": ("capability", "name"),
+    "CAPABILITY_DESCRIPTION": ("capability", "description"),
+    "CAPABILITY_URL": ("capability", "url"),
+    "CAPABILITY_CAPACITY": ("capability", "capacity"),
+    "CAPABILITY_PRICE_PER_UNIT": ("capability", "price_per_unit"),
+    "CAPABILITY_PRICE_SCALING": ("capability", "price_scaling"),
+    "CAPABILITY_PRICE_CURRENCY": ("capability", "price_currency"),
+    "PIPELINE": ("capability", "pipeline"),
+    "MODEL_ID": ("model", "names"),
+    "LIVEPEER_ORCH_URL": ("orchestrator", "urls"),
+    "LIVEPEER_ORCH_SECRET": ("orchestrator", "secret"),
+    "LIVEPEER_CAPABILITY_NAME": ("capability", "name"),
+    "LIVEPEER_CAPABILITY_URL": ("capability", "url"),
+    "LIVEPEER_CAPACITY": ("capability", "capacity"),
+    "LIVEPEER_PRICE_PER_UNIT": ("capability", "price_per_unit"),
+}
+"""What PyTrickle, comfystream, project-transcript, ai-runner and livepeer-gateway's runners read
+(trickle-protocol.md, C.4). An earlier name counts before a later one."""
+_SECRET_NAMES = ("ORCH_SECRET", "LIVEPEER_ORCH_SECRET", "AUTH_TOKEN")
+
+
+def peer_values(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Groups and fields that the peers' names set; an empty variable sets nothing."""
+    values: dict[str, dict[str, str]] = {}
+    for name, (group, field) in PEER_NAMES.items():
+        value = environment.get(name, "").strip()
+        if value and field not in values.get(group, {}):
+            if name == "MODEL_ID":  # Hugging Face's name of it
+                value = value.removeprefix("openai/").removeprefix("whisper-")
+            values.setdefault(group, {})[field] = value
+    return values
+
+
+def drop_secrets(environment: MutableMapping[str, str]) -> None:
+    """So that ffmpeg, or anything else we start, does not inherit them."""
+    for name in (*_SECRET_NAMES, "WHISPER_ORCHESTRATOR_SECRET", "WHISPER_ORCHESTRATOR_TOKEN"):
+        environment.pop(name, None)
+
+
 class Settings(BaseSettings):
     """All groups; construct it to read the environment, or pass groups to override them."""
 
@@ -153,6 +343,21 @@ class Settings(BaseSettings):
     model: ModelSettings = ModelSettings()
     streaming: StreamingSettings = StreamingSettings()
     jobs: JobSettings = JobSettings()
+    orchestrator: OrchestratorSettings = OrchestratorSettings()
+    capability: CapabilitySettings = CapabilitySettings()
+    worker: WorkerSettings = WorkerSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        peers = InitSettingsSource(settings_cls, dict(peer_values(os.environ)))
+        return init_settings, env_settings, peers
 
 
 def read_settings(**overrides: Any) -> Settings:
@@ -188,5 +393,7 @@ def setting_rows() -> Iterator[SettingRow]:
         for name, field in type(default).model_fields.items():
             value = getattr(default, name)
             shown = ",".join(value) if isinstance(value, tuple) else str(value)
+            if isinstance(value, SecretStr):
+                shown = value.get_secret_value()
             variable = f"WHISPER_{group_name}_{name}".upper()
             yield SettingRow(variable, shown, field.description or "")
