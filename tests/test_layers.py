@@ -18,6 +18,7 @@ ALLOWED = {
     "transcript": set(),
     "audio": set(),
     "settings": set(),
+    "trickle": set(),
     "decode": {"audio", "transcript"},
     "options": {"decode", "settings"},
     "media": {"audio"},
@@ -29,16 +30,26 @@ ALLOWED = {
     "benchmarking": {"transcript"},
     "lags": {"streaming", "transcript"},
     "recordings": {"decode", "inference", "settings", "streaming", "transcript"},
-    "jobs": {
-        "audio", "decode", "eventlog", "inference", "media", "metrics", "options", "settings",
-        "streaming", "transcript",
+    "registration": {"settings"},
+    "jobs": {"audio", "eventlog", "metrics", "options", "settings", "transcript"},
+    "transcription": {
+        "audio", "decode", "eventlog", "inference", "jobs", "media", "metrics", "options",
+        "settings", "streaming", "transcript",
     },
-    "service": {"inference", "jobs", "metrics", "settings"},
+    "processing": {
+        "audio", "eventlog", "jobs", "metrics", "options", "settings", "transcript",
+    },
+    "worker": {"audio", "jobs", "metrics", "options", "settings", "transcript", "trickle"},
+    "service": {
+        "inference", "jobs", "metrics", "processing", "registration", "settings",
+        "transcription", "worker",
+    },
     "routes": {
-        "audio", "eventlog", "jobs", "metrics", "options", "service", "transcript",
+        "audio", "eventlog", "jobs", "metrics", "options", "service", "settings", "transcript",
+        "trickle", "worker",
     },
     "app": {"routes", "service"},
-    "cli": {"app", "inference", "service", "settings"},
+    "cli": {"app", "inference", "processing", "service", "settings"},
     "__main__": {"cli"},
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -57,7 +68,9 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} has a relative import"
             module = node.module or ""
-            from_package = module == "whisper_byoc" or module.endswith(("streaming", "routes"))
+            from_package = module == "whisper_byoc" or module.endswith(
+                ("streaming", "routes", "trickle", "worker")
+            )
             names |= (
                 {f"{module}.{alias.name}" for alias in node.names} if from_package else {module}
             )

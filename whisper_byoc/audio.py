@@ -244,6 +244,20 @@ def sniff(head: bytes, *, at_end: bool = False) -> AudioFormat | None:
     return None if unsure and not at_end else NATIVE
 
 
+def begins_anew(head: bytes, current: AudioFormat | None) -> bool:
+    """Whether a segment that begins with `head` is a file of its own, and not more of the one
+    before, which is `current`. Transport streams go on in one another, and so does raw audio."""
+    if isinstance(current, Pcm):
+        return False
+    try:
+        found = sniff(head, at_end=True)
+    except UnsupportedAudio:
+        return False
+    if not isinstance(found, Container):
+        return False
+    return not (found is Container.MPEG_TS and current is Container.MPEG_TS)
+
+
 def _verdicts(head: bytes, *, at_end: bool) -> Iterator[AudioFormat | None]:
     """Each with the meaning of `sniff`'s answer: NATIVE for no, None for not yet."""
     yield _as_text(head, at_end=at_end)

@@ -23,6 +23,7 @@ ServiceError
 │   ├── ForbiddenUrl          a URL that this service may not open
 │   ├── Unauthorized
 │   └── UnsupportedAudio
+│       └── NoAudioTrack      a container with other streams only
 ├── Unavailable               the caller may try again later
 │   ├── NotReady
 │   ├── TooManyJobs
@@ -32,6 +33,7 @@ ServiceError
 ├── SlowReader                a reader of output fell behind what is kept
 ├── TrickleError              trickle/protocol.py: what other ends of a channel answer
 ├── ClientError               client.py: the server answered with an error or broke off
+├── ProcessorError            a hosted processor failed on this input
 └── DecodeError               inference failed on this request
 """
 
@@ -186,6 +188,10 @@ class UnsupportedAudio(RequestError):
         return f"audio is {self.found}, expected {self.expected}"
 
 
+class NoAudioTrack(UnsupportedAudio):
+    """A container that has other streams only; not an error of a live transport stream."""
+
+
 class NoAudio(RequestError):
     code = "no_audio"
 
@@ -307,6 +313,19 @@ class SlowReader(ServiceError):
 
     def __str__(self) -> str:
         return f"reader has missed {self.missed} events, expected it to keep up with the job"
+
+
+class ProcessorError(ServiceError):
+    """A hosted processor failed on one input; other inputs are not concerned."""
+
+    code = "processor_failed"
+
+    def __init__(self, processor: str, problem: str) -> None:
+        super().__init__(processor, problem)
+        self.processor, self.problem = processor, problem
+
+    def __str__(self) -> str:
+        return f"processor {self.processor}: {self.problem}"
 
 
 class DecodeError(ServiceError):

@@ -6,18 +6,21 @@ from collections.abc import AsyncIterator
 from operator import attrgetter
 
 from whisper_byoc.errors import SlowReader
-from whisper_byoc.transcript import End, Endpoint, Event, Final, Partial
+from whisper_byoc.transcript import End, Endpoint, Event, Final, Partial, Payload
 
 
 class EventLog:
     """Written by its job alone; every reader follows at its own pace and holds nothing up.
 
     Of partials only the newest is kept, so a slow reader misses some. Everything else is kept up to
-    `max_events`; then the oldest give way, and a reader that still needed them is cut off.
+    `max_events`, and payloads up to `max_bytes`; then the oldest give way, and a reader that still
+    needed them is cut off.
     """
 
-    def __init__(self, max_events: int) -> None:
+    def __init__(self, max_events: int, max_bytes: int | None = None) -> None:
         self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
         self._events: list[Event] = []
         self._partial: Partial | None = None
         self._dropped_seq = -1
@@ -35,9 +38,20 @@ class EventLog:
             if isinstance(event, Final | Endpoint):
                 self._partial = None
             self._events.append(event)
+            self._num_bytes += _num_bytes(event)
             self._trim()
         self._changed.set()
         self._changed = asyncio.Event()
+
+    @property
+    def next_seq(self) -> int:
+        """Behind the newest event."""
+        newest = self._events[-1].seq if self._events else -1
+        return max(newest, self._partial.seq if self._partial else -1, self._dropped_seq) + 1
+
+    async def wait(self) -> None:
+        """Until there is another event."""
+        await self._changed.wait()
 
     def after(self, seq: int) -> list[Event]:
         """What is kept of the events behind `seq`, in order."""
@@ -78,7 +92,18 @@ class EventLog:
     def _trim(self) -> None:
         """Drop a tenth at once, so that a full log does not move its list at every event."""
         if len(self._events) > self._max_events:
-            dropped = max(1, self._max_events // 10)
-            self._dropped_seq = self._events[dropped - 1].seq
-            self._num_dropped += dropped
-            del self._events[:dropped]
+            self._drop(max(1, self._max_events // 10))
+        while self._max_bytes is not None and self._num_bytes > self._max_bytes:
+            if len(self._events) == 1:  # the newest stays, however large
+                return
+            self._drop(1)
+
+    def _drop(self, count: int) -> None:
+        self._dropped_seq = self._events[count - 1].seq
+        self._num_dropped += count
+        self._num_bytes -= sum(map(_num_bytes, self._events[:count]))
+        del self._events[:count]
+
+
+def _num_bytes(event: Event) -> int:
+    return len(event.data) if isinstance(event, Payload) else 0

@@ -1,50 +1,38 @@
-"""One job is one live stream: audio in at one end, events out at the other."""
+"""One job is one live stream: something in at one end, events out at the other. What becomes of it
+in between is up to its kind."""
 
 import asyncio
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from whisper_byoc.audio import NATIVE, SAMPLE_RATE, AudioFormat, Pcm
-from whisper_byoc.decode import FRAME_SAMPLES, DecodeRequest, Task
+from whisper_byoc.audio import AudioFormat
 from whisper_byoc.errors import (
     BodyTooLarge,
     CutOff,
     DecodeError,
     Draining,
     InvalidJobId,
-    InvalidOption,
     JobEnded,
     ServiceError,
     SourceBusy,
     TooManyJobs,
     UnknownJob,
-    first_of,
 )
 from whisper_byoc.eventlog import EventLog
-from whisper_byoc.inference.engine import Engine
-from whisper_byoc.inference.voice import VoiceActivity, VoiceState
-from whisper_byoc.media import open_source
 from whisper_byoc.metrics import Metrics
-from whisper_byoc.options import JobOptions
-from whisper_byoc.settings import JobSettings, Settings, StreamingSettings
-from whisper_byoc.streaming.transcriber import MAX_BLOCK_SAMPLES, Purpose, Transcriber, Window
-from whisper_byoc.transcript import End, EndReason, Final
+from whisper_byoc.options import Options
+from whisper_byoc.settings import JobSettings, Settings
+from whisper_byoc.transcript import End, EndReason, Event, Format, Writer
 
 logger = logging.getLogger(__name__)
 
 _JOB_ID = re.compile(r"(?!\.+\Z)[A-Za-z0-9._~-]{1,128}\Z")
-_BLOCK_SAMPLES = MAX_BLOCK_SAMPLES // FRAME_SAMPLES * FRAME_SAMPLES
-_LIVE_SLACK_SECONDS = 1.0
-"""A stream that has brought more audio than the time since its start and this is a file."""
 _RETRY_AFTER_SECONDS = 5
 
 
@@ -59,44 +47,34 @@ class JobState(StrEnum):
     ENDED = "ended"
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What all jobs share."""
-
-    engine: Engine
-    voice: VoiceActivity
-    metrics: Metrics
+Chunks = AsyncIterator[bytes]
 
 
-class Job:
+class Job(ABC):
     """One stream. Its state belongs to its run task and to the one body it receives at a time.
 
-    `run` decodes until the end; cancelling it ends the job without a flush. `receive_body` feeds
-    it. Audio waits in the transcriber: one window of 30 s and four closed utterances at most; when
-    that is full the body is not read further, so the sender waits.
+    `run` works until the end; cancelling it ends the job without a flush. `receive_body` and
+    `receive_segments` feed it.
     """
+
+    relays_input: ClassVar[bool]
+    """Whether its input may pass by it unchanged to whoever wants media out."""
 
     def __init__(
         self,
         job_id: str,
-        options: JobOptions,
-        services: Services,
-        streaming: StreamingSettings,
+        options: Options,
         settings: JobSettings,
+        metrics: Metrics,
+        log: EventLog,
     ) -> None:
         self.job_id = job_id
         self.options = options
-        self.log = EventLog(settings.max_events)
-        self._services = services
+        self.log = log
+        self.problem: ServiceError | None = None
+        self.num_problems = 0
         self._settings = settings
-        self._streaming = streaming
-        self._transcriber = Transcriber(options.streaming(streaming))
-        self._voice_state = VoiceState()
-        self._pending = np.empty(0, dtype=np.float32)
-        self._carry = b""
-        self._raw_format: Pcm | None = None
-        self._heard = asyncio.Event()
-        self._decoded = asyncio.Event()
+        self._metrics = metrics
         self._receiving = False
         self._pump: asyncio.Task[None] | None = None
         self._stop_reason: EndReason | None = None
@@ -109,11 +87,7 @@ class Job:
         self._ended_at: float | None = None
         self._reason: EndReason | None = None
         self._num_bytes = 0
-        self._counter: _BodyCounter | None = None
-        self._num_words = 0
-        self._num_samples = self._num_heard = 0
-        self._partials_dropped = 0
-        self._decode_seconds = 0.0
+        self._counter: BodyCounter | None = None
         self._logger = JobLog(logger, {"job": job_id})
 
     @property
@@ -124,14 +98,8 @@ class Job:
         return JobState.FLUSHING if ending else JobState.RECEIVING
 
     @property
-    def audio_seconds(self) -> float:
-        """Seconds of audio received, a piece shorter than a frame included."""
-        return self._transcriber.audio_seconds + len(self._pending) / SAMPLE_RATE
-
-    @property
-    def lag_seconds(self) -> float:
-        """Seconds of speech received and not yet final."""
-        return self._transcriber.lag_seconds
+    def num_bytes(self) -> int:
+        return self._num_bytes + (self._counter.num_bytes if self._counter else 0)
 
     @property
     def ended_at(self) -> float | None:
@@ -139,57 +107,87 @@ class Job:
         return self._ended_at
 
     @property
+    def seconds(self) -> float:
+        """For which it has run, or did run."""
+        return (self._loop.time() if self._ended_at is None else self._ended_at) - self._started
+
+    @property
+    def failure(self) -> ServiceError | None:
+        """Why it was ended, unless that was as it should."""
+        return self._failure
+
+    @property
+    @abstractmethod
+    def audio_seconds(self) -> float:
+        """Seconds of audio received; 0 for what is no audio."""
+
+    @property
+    @abstractmethod
+    def lag_seconds(self) -> float:
+        """Seconds of speech received and not yet final."""
+
+    @property
+    @abstractmethod
     def worth_keeping(self) -> bool:
-        """Whether anyone may want to read it again: not a job that never understood its audio."""
-        return self._failure is None or self._transcriber.audio_seconds > 0
+        """Whether anyone may want to read it again: not a job that never understood its input."""
+
+    @abstractmethod
+    def counters(self) -> dict[str, Any]:
+        """What this kind of job counts, for `document`."""
+
+    @abstractmethod
+    def writer(self, output: Format) -> tuple[str, Writer]:
+        """A content type, and what writes the job's events so."""
+
+    @abstractmethod
+    async def finalize(self) -> None:
+        """Return when all that has come is final; the stream goes on. Raises JobEnded."""
+
+    @abstractmethod
+    async def receive_segments(
+        self, segments: AsyncIterator[Chunks], audio_format: AudioFormat | None
+    ) -> None:
+        """Take segments until there are no more, or the job ends. What cannot be used is told as
+        `problem`, and the next segment is tried."""
+
+    @abstractmethod
+    async def _work(self) -> None:
+        """Return when the stream has ended and everything is flushed."""
+
+    @abstractmethod
+    async def _receive(self, chunks: Chunks, audio_format: AudioFormat | None) -> None:
+        """Take one body, to its end or until the pump is cancelled."""
+
+    @abstractmethod
+    async def _end_input(self, reason: EndReason, failure: ServiceError | None = None) -> None:
+        """No more will come. Does nothing the second time."""
+
+    @abstractmethod
+    def _abandon(self, error: ServiceError) -> None:
+        """End at once, without a flush."""
 
     def document(self) -> dict[str, Any]:
         """The state of the job for `GET /live/{job_id}`."""
-        now = self._loop.time() if self._ended_at is None else self._ended_at
         return {
             "job_id": self.job_id,
             "state": self.state,
             "reason": self._reason,
             "error": None if self._failure is None else self._failure.code,
             "options": self.options.model_dump(mode="json"),
-            "bytes": self._num_bytes + (self._counter.num_bytes if self._counter else 0),
-            "audio_seconds": round(self.audio_seconds, 3),
-            "lag_seconds": round(self.lag_seconds, 3),
-            "final_lag_seconds": round(self._transcriber.final_lag_seconds, 3),
-            "partials": self._transcriber.num_partials,
-            "partials_dropped": self._transcriber.num_partials_dropped,
-            "words": self._num_words,
-            "seconds": round(now - self._started, 3),
+            "bytes": self.num_bytes,
+            **self.counters(),
+            "seconds": round(self.seconds, 3),
         }
 
     def keep_alive(self) -> None:
         """Put off the idle limit."""
         self._last_activity = self._loop.time()
 
-    def change(self, options: JobOptions) -> None:
-        """Go on with other options, from the next decode. Raises JobEnded."""
+    def change(self, options: Options) -> None:
+        """Go on with other options. Raises JobEnded."""
         self.check_runs()
         self.options = options
-        self._transcriber.receive_settings(options.streaming(self._streaming))
-        self._heard.set()
         self._logger.info("options changed: %s", options.model_dump_json(exclude_unset=True))
-
-    async def finalize(self) -> None:
-        """Return when all that was received so far is final; the stream goes on. Raises JobEnded.
-
-        What fills no frame of 32 ms waits for the rest of it.
-        """
-        self.check_runs()
-        self.keep_alive()
-        received = self._num_samples
-        while not self._transcriber.ended and self._num_heard + FRAME_SAMPLES <= received:
-            self._decoded.clear()
-            await self._decoded.wait()
-        position = self._transcriber.receive_finalize()
-        self._heard.set()
-        while not self._transcriber.is_final(position):
-            self._decoded.clear()
-            await self._decoded.wait()
 
     def check_runs(self) -> None:
         """Raises JobEnded."""
@@ -204,39 +202,28 @@ class Job:
             raise SourceBusy(self.job_id)
 
     async def receive_body(
-        self, chunks: AsyncIterator[bytes], audio_format: AudioFormat | None, *, final: bool
+        self, chunks: Chunks, audio_format: AudioFormat | None, *, final: bool
     ) -> int:
-        """Take one body; returns the number of its bytes when all of them are in the transcriber.
+        """Take one body; returns the number of its bytes when all of them have been taken in.
 
         `final`: the end of this body is the end of the stream, also when the body breaks off with
         ConnectionError. Raises what `check_receives` raises, and BodyTooLarge, UnsupportedAudio and
         DecodeError when the job has ended for it; what was heard before is flushed if it can be.
         """
         self.check_receives()
-        self._receiving = True
-        counter = self._counter = _BodyCounter(self._settings.max_body_bytes)
+        counter = BodyCounter(self._settings.max_body_bytes)
         try:
-            await self._receive(counter.count(chunks), audio_format)
-            if counter.too_large is not None:
-                raise counter.too_large
-            if self._failure is not None:
-                raise self._failure
+            await self._receive_counted(chunks, audio_format, counter)
         except ServiceError as error:
             await self._fail(error)
             await self._done.wait()
             raise
-        finally:
-            self._receiving = False
-            self._num_bytes += counter.num_bytes
-            self._counter = None
-        if self._stop_reason is not None:
-            await self._end_input(self._stop_reason)
-        elif final:
+        if final and self._stop_reason is None:
             await self._end_input(EndReason.DISCONNECTED if counter.lost else EndReason.EOF)
         return counter.num_bytes
 
     async def stop(self, reason: EndReason) -> None:
-        """Take no more audio and flush; returns when every word is final."""
+        """Take nothing more and flush; returns when everything is final."""
         if self._stop_reason is None:
             self._stop_reason = reason
             if self._pump is not None:
@@ -246,13 +233,13 @@ class Job:
         await self._done.wait()
 
     async def run(self) -> None:
-        """Decode until the stream has ended and everything is flushed."""
-        self._services.metrics.jobs_started.inc()
-        self._logger.info("started, language %s", self.options.language or "detected")
+        """Work until the stream has ended and everything is flushed."""
+        self._metrics.jobs_started.inc()
+        self._logger.info("started with %s", self.options.model_dump_json(exclude_none=True))
         try:
             async with asyncio.TaskGroup() as group:
                 watch = group.create_task(self._watch_idle())
-                await self._transcribe()
+                await self._work()
                 watch.cancel()
         except asyncio.CancelledError:
             self._abandon(CutOff())
@@ -263,158 +250,35 @@ class Job:
         finally:
             self._finish()
 
-    async def _receive(
-        self, chunks: AsyncIterator[bytes], audio_format: AudioFormat | None
+    async def _receive_counted(
+        self, chunks: Chunks, audio_format: AudioFormat | None, counter: "BodyCounter"
     ) -> None:
-        # What goes on in the middle of a sound has no head to tell its format by, so labelled raw
-        # audio keeps its label; a divided sample goes on only in the same format.
-        declared = audio_format
-        if audio_format is None and self._raw_format != NATIVE:
-            declared = self._raw_format
-        carry = self._carry if (declared or NATIVE) == self._raw_format else b""
-        async with open_source(declared, carry=carry) as source:
-
-            async def pump() -> None:
-                async for chunk in chunks:
-                    self.keep_alive()
-                    await source.send(chunk)
-
-            async def finish(pumping: asyncio.Task[None]) -> None:
-                """Apart from `pump`, which `stop` may cancel before its first step: what has come
-                so far is decoded in any case."""
-                await asyncio.wait({pumping})
-                await source.send_eof()
-
-            failure: ServiceError | None = None
-            try:
-                async with asyncio.TaskGroup() as group:
-                    self._pump = group.create_task(pump())
-                    group.create_task(finish(self._pump))
-                    async for samples in source:
-                        await self._take(samples)
-            except* ServiceError as errors:
-                failure = first_of(errors)
-            finally:
-                self._pump = None
-            if failure is not None:  # Python before 3.11.4 would wrap what an except* block raises
-                raise failure
-            self._carry = source.carry
-            if isinstance(source.format, Pcm):
-                self._raw_format = source.format
-
-    async def _take(self, samples: NDArray[np.float32]) -> None:
-        """Pass whole frames on to the transcriber, as it has room."""
-        self._num_samples += len(samples)
-        self._pending = np.concatenate([self._pending, samples])
-        while len(self._pending) >= FRAME_SAMPLES:
-            await self._wait_for_room()
-            whole = len(self._pending) // FRAME_SAMPLES * FRAME_SAMPLES
-            block, self._pending = np.split(self._pending, [min(whole, _BLOCK_SAMPLES)])
-            await self._hear(block, block)
-
-    async def _hear(self, samples: NDArray[np.float32], frames: NDArray[np.float32]) -> None:
-        voice = await self._services.voice.probabilities(frames, self._voice_state)
-        self._transcriber.receive_audio(samples, voice.tolist())
-        self._services.metrics.audio_seconds.inc(len(samples) / SAMPLE_RATE)
-        self._num_heard += len(samples)
-        self.keep_alive()
-        self._heard.set()
-        self._decoded.set()
-
-    async def _wait_for_room(self) -> None:
-        while not (self._transcriber.has_room or self._transcriber.ended):
-            self._decoded.clear()
-            await self._decoded.wait()
-        if self._transcriber.ended:
-            raise self._failure or JobEnded(self.job_id)
-
-    async def _end_input(self, reason: EndReason, failure: ServiceError | None = None) -> None:
-        if self._input_ended:
-            return
-        self._input_ended = True
-        tail, self._pending = self._pending, self._pending[:0]
-        if len(tail) and not self._transcriber.ended:
-            try:
-                await self._hear(tail, np.pad(tail, (0, FRAME_SAMPLES - len(tail))))
-            except DecodeError as error:  # whoever ends the input waits for the end of the job
-                self._abandon(error)
-        if failure is None:
-            self._transcriber.receive_end(reason)
-        else:
-            self._transcriber.receive_end(EndReason.ERROR, (failure.code, str(failure)))
-        self._heard.set()
+        """Take one body. Raises BodyTooLarge, what is wrong with it, and why the job has failed."""
+        self._receiving = True
+        self._counter = counter
+        try:
+            await self._receive(counter.count(chunks), audio_format)
+            if counter.too_large is not None:
+                raise counter.too_large
+            if self._failure is not None:
+                raise self._failure
+        finally:
+            self._receiving = False
+            self._num_bytes += counter.num_bytes
+            self._counter = None
+        if self._stop_reason is not None:
+            await self._end_input(self._stop_reason)
 
     async def _fail(self, error: ServiceError) -> None:
         if self._failure is None:
             self._failure = error
         await self._end_input(EndReason.ERROR, error)
 
-    def _abandon(self, error: ServiceError) -> None:
-        self._failure = self._failure or error
-        self._transcriber.receive_failure(error.code, str(error))
-        self._publish()
-
-    async def _transcribe(self) -> None:
-        while not self._transcriber.ended:
-            self._heard.clear()
-            window = self._transcriber.next_window(live=self._is_live())
-            self._publish()
-            if window is not None:
-                await self._decode(window)
-            elif not self._transcriber.ended:
-                self._decoded.set()  # what held no speech was dropped without a decode
-                await self._heard.wait()
-        self._publish()
-        self._decoded.set()
-
-    async def _decode(self, window: Window) -> None:
-        began = self._loop.time()
-        wanted = began
-        if window.purpose is Purpose.PARTIAL:  # finals go first
-            wanted += self._streaming.partial_interval
-        request = DecodeRequest(
-            window.samples,
-            deadline=wanted,
-            language=self.options.language,
-            task=self.options.task,
-            prompt=self.options.context,
-            # The next partial comes before another attempt could.
-            retry=window.purpose is not Purpose.PARTIAL,
-            committed=window.committed,
-            draft=window.draft,
-        )
-        try:
-            hypothesis = await self._services.engine.decode(request)
-        except DecodeError as error:
-            self._logger.error("%s", error)
-            self._abandon(error)
-            return
-        seconds = self._loop.time() - began
-        self._decode_seconds += seconds
-        self._services.metrics.observe_decode(window.purpose.name.lower(), seconds, hypothesis)
-        self._transcriber.receive_hypothesis(hypothesis, seconds)
-        self._publish()
-        self._decoded.set()
-
-    def _is_live(self) -> bool:
-        elapsed = self._loop.time() - self._started
-        return not self._input_ended and self.audio_seconds <= elapsed + _LIVE_SLACK_SECONDS
-
-    def _publish(self) -> None:
-        for event in self._transcriber.events_to_send():
-            self._services.metrics.count_event(event)
-            match event:
-                case Final():
-                    self._num_words += len(event.words)
-                    if self._is_live():
-                        lag = self._transcriber.final_lag_seconds
-                        self._services.metrics.final_lag_seconds.observe(lag)
-                case End():
-                    self._reason = event.reason
-            self.log.append(event)
-        dropped = self._transcriber.num_partials_dropped
-        self._services.metrics.partials_dropped.inc(dropped - self._partials_dropped)
-        self._partials_dropped = dropped
+    def _send(self, event: Event) -> None:
+        self._metrics.count_event(event)
+        if isinstance(event, End):
+            self._reason = event.reason
+        self.log.append(event)
 
     async def _watch_idle(self) -> None:
         while True:
@@ -422,32 +286,29 @@ class Job:
             if idle >= self._settings.idle_seconds:
                 break
             await asyncio.sleep(self._settings.idle_seconds - idle)
-        self._logger.warning("no audio for %.0f s", self._settings.idle_seconds)
+        self._logger.warning("no input for %.0f s", self._settings.idle_seconds)
         await self.stop(EndReason.IDLE)
 
     def _finish(self) -> None:
         self._ended_at = self._loop.time()
         if self._pump is not None:
             self._pump.cancel()  # nobody hears what is still to come
-        self._decoded.set()
         self._done.set()
-        self._services.metrics.count_job_ended(self._reason or EndReason.ERROR)
+        self._metrics.count_job_ended(self._reason or EndReason.ERROR)
         self._logger.info(
-            "ended, reason %s%s, %d bytes, %.1f s of audio, %d words, decoding took %.1f of %.1f s",
+            "ended after %.1f s, reason %s%s, %d bytes, %s",
+            self.seconds,
             self._reason,
             f" ({self._failure})" if self._failure else "",
             self._num_bytes,
-            self.audio_seconds,
-            self._num_words,
-            self._decode_seconds,
-            self._ended_at - self._started,
+            ", ".join(f"{name} {value}" for name, value in self.counters().items()),
         )
 
 
-class _BodyCounter:
+class BodyCounter:
     """Counts the bytes of one body and notes why it ended before its end."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int | None) -> None:
         self._max_bytes = max_bytes
         self.num_bytes = 0
         self.lost = False
@@ -457,14 +318,34 @@ class _BodyCounter:
         """Ends where ConnectionError breaks the body off, and where it grows too large."""
         try:
             async for chunk in chunks:
-                room = self._max_bytes - self.num_bytes
                 self.num_bytes += len(chunk)
-                yield chunk[:room]
-                if len(chunk) > room:
+                too_many = self.num_bytes - (self._max_bytes or self.num_bytes)
+                if self._max_bytes is not None and too_many > 0:
                     self.too_large = BodyTooLarge(self.num_bytes, self._max_bytes)
+                    yield chunk[:-too_many]
                     return
+                yield chunk
         except ConnectionError:
             self.lost = True
+
+
+class JobKind(Protocol):
+    """What the jobs of a service are: who makes them, and what they can be asked for."""
+
+    @property
+    def model_names(self) -> Sequence[str]:
+        """What `X-Model-Id` may name, the default first."""
+
+    def model_for(self, options: Options) -> str:
+        """Which of them such a job uses."""
+
+    def options(self) -> Options:
+        """Of a job that asks for nothing."""
+
+    def check(self, options: Options) -> None:
+        """Raises InvalidOption for what this service cannot do."""
+
+    def make(self, job_id: str, options: Options) -> Job: ...
 
 
 class Jobs:
@@ -474,9 +355,10 @@ class Jobs:
     retention time, the oldest first when there are more than `max_ended_jobs`.
     """
 
-    def __init__(self, services: Services, settings: Settings) -> None:
-        self._services = services
+    def __init__(self, kind: JobKind, settings: Settings, metrics: Metrics) -> None:
+        self.kind = kind
         self._settings = settings
+        self._metrics = metrics
         self._running: dict[str, Job] = {}
         self._ended: OrderedDict[str, Job] = OrderedDict()
         self._group: asyncio.TaskGroup | None = None
@@ -531,7 +413,7 @@ class Jobs:
             raise UnknownJob(job_id) from None
         return job
 
-    def open(self, job_id: str, options: JobOptions) -> Job:
+    def open(self, job_id: str, options: Options) -> Job:
         """The running job of this id, or a new one.
 
         Raises InvalidJobId, JobEnded, and for a new one Draining, TooManyJobs and InvalidOption.
@@ -544,22 +426,14 @@ class Jobs:
         if self.draining or self._group is None:
             raise Draining(_RETRY_AFTER_SECONDS)
         if len(self._running) >= self._settings.jobs.max_jobs:
-            self._services.metrics.jobs_refused.inc()
+            self._metrics.jobs_refused.inc()
             raise TooManyJobs(_RETRY_AFTER_SECONDS, len(self._running))
-        self.check(options)
-        settings = self._settings
-        job = Job(job_id, options, self._services, settings.streaming, settings.jobs)
+        self.kind.check(options)
+        job = self.kind.make(job_id, options)
         self._running[job_id] = job
         self._tasks[job_id] = self._group.create_task(self._run(job))
         self._announce()
         return job
-
-    def check(self, options: JobOptions) -> None:
-        """Raises InvalidOption for what the loaded models cannot do."""
-        model = self._services.engine.model_for(options.language)
-        if options.task is Task.TRANSLATE and model.languages == {"en"}:
-            expected = f"transcribe, since {model.name} is English only"
-            raise InvalidOption("task", "translate", expected)
 
     def change(self, job_id: str, values: Mapping[str, Any]) -> Job:
         """Other values for some options of a running job, all or none.
@@ -568,7 +442,7 @@ class Jobs:
         """
         job = self.get(job_id)
         options = job.options.changed(values)
-        self.check(options)
+        self.kind.check(options)
         job.change(options)
         return job
 
@@ -580,6 +454,14 @@ class Jobs:
         else:
             del self._ended[job_id]
         return job
+
+    async def discard(self, job_id: str) -> None:
+        """Forget a job; one that runs is cut off first."""
+        task = self._tasks.get(job_id)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+        self._ended.pop(job_id, None)
 
     async def drain(self, seconds: float) -> None:
         """Refuse new jobs and flush the running ones; what is left after the time is cut off."""

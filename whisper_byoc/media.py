@@ -22,12 +22,15 @@ from whisper_byoc.audio import (
     SAMPLE_RATE,
     AudioFormat,
     BodyReader,
+    Container,
     Encoding,
     Pcm,
     PcmDecoder,
     Samples,
+    begins_anew,
+    sniff,
 )
-from whisper_byoc.errors import ConfigurationError, ServiceError, UnsupportedAudio
+from whisper_byoc.errors import ConfigurationError, NoAudioTrack, ServiceError, UnsupportedAudio
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +102,14 @@ def ffmpeg_command(audio_format: AudioFormat, ffmpeg_path: str) -> list[str]:
         sn=None,
         dn=None,
     )
+    # Where a transport stream's clock leaps ahead by up to 10 s, something was lost: silence takes
+    # its place, so that later words keep their times. A clock that leaps further, or back, is
+    # another clock (-dts_delta_threshold), and the audio goes on.
+    kept = {"af": "aresample=async=1"} if audio_format is Container.MPEG_TS else {}
     # s16le is what openai-whisper has ffmpeg write for its own models.
     sink = source["a:0"].output(
         "pipe:1",
+        **kept,
         f=NATIVE.encoding.demuxer,
         ar=NATIVE.rate,
         ac=NATIVE.channels,
@@ -242,7 +250,7 @@ class Decoder:
         if not self._num_bytes:
             raise UnsupportedAudio("empty", str(self._format))
         if self._complaints.without_audio:
-            raise UnsupportedAudio(f"{self._format} without an audio stream", "one in it")
+            raise NoAudioTrack(f"{self._format} without an audio stream", "one in it")
         problem = f"killed by signal {-code}" if code < 0 else self._complaints.last_line
         raise UnsupportedAudio(
             f"{self._format} that ffmpeg cannot decode ({problem})", "a playable file or stream"
@@ -440,3 +448,61 @@ async def open_source(
         yield source
     finally:
         await source.close()
+
+
+_HEAD_BYTES = 1_024
+"""Of a segment, to tell what it begins with: enough for three packets of a transport stream."""
+
+
+class SegmentJoiner:
+    """Makes bodies out of segments, each of which may be a file of its own or more of the last.
+
+    `begin`, then `chunks`, until `begin` says that there is no more. Whoever gives `chunks` up in
+    the middle loses the rest of that segment: the next body begins with the next segment.
+    """
+
+    def __init__(
+        self, segments: AsyncIterator[AsyncIterator[bytes]], declared: AudioFormat | None
+    ) -> None:
+        self._segments = segments
+        self._declared = declared
+        self._head = b""
+        self._rest: AsyncIterator[bytes] | None = None
+
+    async def begin(self) -> bool:
+        """Wait for a segment with data; False when there are no more."""
+        if self._rest is None:
+            await self._open()
+        return self._rest is not None
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """One body, from the segment that `begin` has found."""
+        current = self._declared or _sniffed(self._head)
+        while self._rest is not None:
+            head, rest = self._head, self._rest
+            self._rest = None
+            yield head
+            async for chunk in rest:
+                yield chunk
+            await self._open()
+            if self._rest is not None and begins_anew(self._head, current):
+                return
+
+    async def _open(self) -> None:
+        """Find the next segment that is not empty."""
+        async for segment in self._segments:
+            head = b""
+            async for chunk in segment:
+                head += chunk
+                if len(head) >= _HEAD_BYTES:
+                    break
+            if head:
+                self._head, self._rest = head, segment
+                return
+
+
+def _sniffed(head: bytes) -> AudioFormat | None:
+    try:
+        return sniff(head, at_end=True)
+    except UnsupportedAudio:
+        return None

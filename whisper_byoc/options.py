@@ -1,7 +1,7 @@
 """What a caller may choose for one job, at its start and while it runs (pure)."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -13,8 +13,37 @@ MAX_PROMPT_CHARACTERS = 1000
 MAX_KEYTERMS = 100
 
 
-class JobOptions(BaseModel):
-    """Options of one job; what is None is as the service has it, except for the language.
+class Options(BaseModel):
+    """What any kind of job can be asked for."""
+
+    model_config = ConfigDict(frozen=True)
+
+    def changed(self, values: Mapping[str, Any]) -> Self:
+        """With other values for some. Raises InvalidOption, naming what was found and expected."""
+        told = {name: getattr(self, name) for name in self.model_fields_set}
+        try:
+            return self.model_validate({**told, **values})
+        except ValidationError as error:
+            problem = error.errors()[0]
+        name = str(problem["loc"][0]) if problem["loc"] else "keyterms"
+        if problem["type"] == "extra_forbidden":
+            raise InvalidOption("option", name, "one of " + ", ".join(type(self).model_fields))
+        found = values.get(name)
+        if problem["type"] == "string_too_long":
+            found = f"{len(str(found))} characters"
+        raise InvalidOption(
+            name, found if isinstance(found, str) else repr(found), _wanted(problem)
+        )
+
+
+class ProcessorOptions(Options):
+    """Whatever a hosted processor understands."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class JobOptions(Options):
+    """Options of one transcription; what is None is as the service has it, except for the language.
 
     language: Whisper's code; None detects it. prompt: text that the decoder is told came before.
     keyterms: names and terms that it is told to expect. words: whether final events bring every
@@ -61,23 +90,6 @@ class JobOptions(BaseModel):
         """What the decoder is told. It keeps the end of what is too long, so terms come last."""
         terms = ", ".join(self.keyterms)
         return " ".join(part for part in (self.prompt, terms and f"{terms}.") if part) or None
-
-    def changed(self, values: Mapping[str, Any]) -> "JobOptions":
-        """With other values for some. Raises InvalidOption, naming what was found and expected."""
-        told = {name: getattr(self, name) for name in self.model_fields_set}
-        try:
-            return JobOptions.model_validate({**told, **values})
-        except ValidationError as error:
-            problem = error.errors()[0]
-        name = str(problem["loc"][0]) if problem["loc"] else "keyterms"
-        if problem["type"] == "extra_forbidden":
-            raise InvalidOption("option", name, "one of " + ", ".join(JobOptions.model_fields))
-        found = values.get(name)
-        if problem["type"] == "string_too_long":
-            found = f"{len(str(found))} characters"
-        raise InvalidOption(
-            name, found if isinstance(found, str) else repr(found), _wanted(problem)
-        )
 
     def streaming(self, service: StreamingSettings) -> StreamingSettings:
         """The service's settings with the job's own in their place."""

@@ -11,9 +11,11 @@ from enum import StrEnum
 from whisper_byoc.errors import NotReady, ServiceError, first_of
 from whisper_byoc.inference.engine import Engine, open_engine
 from whisper_byoc.inference.voice import open_voice_activity
-from whisper_byoc.jobs import Jobs, Services
+from whisper_byoc.jobs import JobKind, Jobs
 from whisper_byoc.metrics import Metrics
+from whisper_byoc.processing import Host, Processings, Processor
 from whisper_byoc.settings import ModelSettings, Settings
+from whisper_byoc.transcription import Services, Transcriptions
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +37,18 @@ class Health(StrEnum):
 class Service:
     """Owns the engine, voice activity and jobs. `serve` opens them; one per process.
 
-    They load in the background, so that health can be asked at once. `failure` is why they did not.
+    processor: what is hosted in place of Whisper. All load in the background, so that health can be
+    asked at once. `failure` is why they did not.
     """
 
-    def __init__(self, settings: Settings, open_engine: OpenEngine = open_engine) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        open_engine: OpenEngine = open_engine,
+        processor: Processor | None = None,
+    ) -> None:
         self.settings = settings
+        self._processor = processor
         self.metrics = Metrics()
         self.failure: ServiceError | None = None
         self._open_engine = open_engine
@@ -69,10 +78,8 @@ class Service:
         return self._jobs
 
     @property
-    def engine(self) -> Engine:
-        """Raises NotReady while the models load."""
-        if self._engine is None:
-            raise NotReady(_RETRY_AFTER_SECONDS)
+    def engine(self) -> Engine | None:
+        """None while the models load, and where a processor is hosted."""
         return self._engine
 
     async def settled(self) -> None:
@@ -97,13 +104,11 @@ class Service:
         began = time.monotonic()
         try:
             async with AsyncExitStack() as stack:
-                voice = await stack.enter_async_context(open_voice_activity())
-                engine = await stack.enter_async_context(self._open_engine(self.settings.model))
-                await engine.warm_up()
-                jobs = Jobs(Services(engine, voice, self.metrics), self.settings)
+                kind = await self._open_kind(stack)
+                jobs = Jobs(kind, self.settings, self.metrics)
                 await stack.enter_async_context(jobs.serve())
-                self._engine, self._jobs = engine, jobs
-                self._log_ready(engine, time.monotonic() - began)
+                self._jobs = jobs
+                self._log_ready(kind, time.monotonic() - began)
                 self._settled.set()
                 await self._closing.wait()
         except* ServiceError as errors:
@@ -111,10 +116,23 @@ class Service:
             logger.error("not ready: %s", self.failure)
             self._settled.set()
 
-    def _log_ready(self, engine: Engine, seconds: float) -> None:
+    async def _open_kind(self, stack: AsyncExitStack) -> JobKind:
+        """What the jobs are, ready for them."""
+        if self._processor is not None:
+            host = Host(self._processor, type(self._processor).__name__)
+            await stack.enter_async_context(host.serve())
+            return Processings(host, self.settings, self.metrics)
+        voice = await stack.enter_async_context(open_voice_activity())
+        engine = await stack.enter_async_context(self._open_engine(self.settings.model))
+        await engine.warm_up()
+        self._engine = engine
+        return Transcriptions(Services(engine, voice, self.metrics), self.settings)
+
+    def _log_ready(self, kind: JobKind, seconds: float) -> None:
         models = ", ".join(
-            f"{model.name} on {model.device} ({model.branch})" for model in engine.models.values()
-        )
+            f"{model.name} on {model.device} ({model.branch})"
+            for model in (self._engine.models.values() if self._engine else ())
+        ) or ", ".join(kind.model_names)
         logger.info("ready after %.1f s: whisper-byoc %s, %s", seconds, VERSION, models)
 
     def _watch(self) -> None:

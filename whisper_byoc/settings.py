@@ -154,6 +154,11 @@ class JobSettings(Group):
     max_events: int = Field(
         50_000, ge=10, description="events kept per job for readers; the oldest give way"
     )
+    max_output_bytes: int = Field(
+        64 * 1024**2,
+        ge=1024,
+        description="bytes of a processor's output kept per job; the oldest give way",
+    )
     keepalive_seconds: float = Field(
         15.0, gt=0, le=600, description="s between keepalive comments on a silent SSE output"
     )

@@ -13,6 +13,8 @@ from whisper_byoc.errors import InvalidOption
 MAX_CUE_SECONDS = 7.0
 MAX_LINE_CHARACTERS = 42
 MAX_CUE_LINES = 2
+DONE = "[DONE]"
+"""Ends server-sent events, as OpenAI does and orchestrators expect."""
 UNSPACED = frozenset(("zh", "ja", "th", "lo", "my", "yue"))
 """Languages that are written without spaces between words (whisper/tokenizer.py)."""
 
@@ -97,7 +99,16 @@ class Failure:
     message: str
 
 
-Event = Partial | Final | Endpoint | End | Failure
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """What a hosted processor made of one input; the only event that is not written as JSON."""
+
+    type: ClassVar[str] = "payload"
+    seq: int
+    data: bytes
+
+
+Event = Partial | Final | Endpoint | End | Failure | Payload
 
 
 def event_document(event: Event, *, words: bool = True) -> dict[str, Any]:
@@ -201,7 +212,7 @@ class Writer(ABC):
         return ""
 
     @abstractmethod
-    def write(self, event: Event) -> str: ...
+    def write(self, event: Event) -> str | bytes: ...
 
     def keepalive(self) -> str:
         """What may be sent while nothing happens; empty where the format has no such thing."""
@@ -241,9 +252,10 @@ class SseWriter(Writer):
     """Server-sent events whose ids are the events' seq, ended by `data: [DONE]`."""
 
     def write(self, event: Event) -> str:
-        line = event_line(event, words=self.words)
+        # What relays this looks for the end by its text, anywhere in a line.
+        line = event_line(event, words=self.words).replace(DONE, "\\u005bDONE]")
         text = f"id: {event.seq}\nevent: {event.type}\ndata: {line}\n\n"
-        return text + "data: [DONE]\n\n" if isinstance(event, End) else text
+        return text + f"data: {DONE}\n\n" if isinstance(event, End) else text
 
     def keepalive(self) -> str:
         return ": keepalive\n\n"
@@ -404,6 +416,13 @@ def clock(seconds: float, point: str) -> str:
         f"{minutes // 60:02}:{minutes % 60:02}:"
         f"{milliseconds // 1000:02}{point}{milliseconds % 1000:03}"
     )
+
+
+class PayloadWriter(Writer):
+    """The payloads as they are, one behind the other."""
+
+    def write(self, event: Event) -> bytes:
+        return event.data if isinstance(event, Payload) else b""
 
 
 WRITERS: dict[Format, type[Writer]] = {

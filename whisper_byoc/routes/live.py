@@ -25,13 +25,12 @@ from whisper_byoc.errors import (
 )
 from whisper_byoc.eventlog import EventLog
 from whisper_byoc.jobs import Job, check_job_id
-from whisper_byoc.options import JobOptions
+from whisper_byoc.options import Options
 from whisper_byoc.service import Service
-from whisper_byoc.transcript import CONTENT_TYPES, WRITERS, EndReason, Format, Writer, choose_format
+from whisper_byoc.transcript import EndReason, Format, Writer, choose_format
 
 MODEL_HEADER = "X-Model-Id"
 MAX_CONTROL_BYTES = 65536
-OPTION_NAMES = tuple(JobOptions.model_fields)
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for its log; no one is left to read it."""
 
@@ -107,10 +106,11 @@ async def get_output(request: Request) -> Response:
     if job is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     idle_seconds = service.settings.jobs.keepalive_seconds
+    content_type, writer = job.writer(chosen)
     return StreamingResponse(
-        _written(job.log, WRITERS[chosen](words=job.options.words), after, idle_seconds, service),
+        _written(job.log, writer, after, idle_seconds, service),
         headers={
-            "Content-Type": CONTENT_TYPES[chosen],
+            "Content-Type": content_type,
             "Cache-Control": "no-store",
             "X-Accel-Buffering": "no",
             **_model_header(service, job),
@@ -152,7 +152,7 @@ async def post_control(request: Request) -> Response:
     if not isinstance(values, dict):
         raise InvalidOption("options", json.dumps(values), "a JSON object")
     if kind is Control.START:
-        options = JobOptions().changed(values)
+        options = service.jobs.kind.options().changed(values)
         if service.jobs.find(job_id) is not None:
             raise JobExists(job_id)
         job = service.jobs.open(job_id, options)
@@ -191,7 +191,7 @@ async def _message(request: Request) -> dict[str, Any]:
 
 async def _written(
     log: EventLog, writer: Writer, after: int, idle_seconds: float, service: Service
-) -> AsyncIterator[str]:
+) -> AsyncIterator[str | bytes]:
     """What `writer` makes of the events. A reader that fell behind is cut off in mid-body, so that
     it cannot take what it has for the whole."""
     if begin := writer.begin():
@@ -250,7 +250,7 @@ def _checked(request: Request) -> tuple[Service, str]:
     job_id = request.path_params["job_id"]
     check_job_id(job_id)
     asked = request.headers.get(MODEL_HEADER)
-    served = list(service.engine.models)
+    served = service.jobs.kind.model_names
     if asked is not None and asked not in served:
         raise UnknownModel(asked, served)
     return service, job_id
@@ -258,18 +258,20 @@ def _checked(request: Request) -> tuple[Service, str]:
 
 def _model_header(service: Service, job: Job | None = None) -> dict[str, str]:
     """The weights that the job's language picks; the default ones where there is no job."""
-    if job is None:
-        return {MODEL_HEADER: next(iter(service.engine.models))}
-    return {MODEL_HEADER: service.engine.model_for(job.options.language).name}
+    kind = service.jobs.kind
+    return {MODEL_HEADER: kind.model_for(job.options if job else kind.options())}
 
 
-def _options(request: Request, service: Service, job: Job | None) -> JobOptions:
+def _options(request: Request, service: Service, job: Job | None) -> Options:
     """The options that the query names, over those of the job. Other names mean nothing here:
     gateways add their own. Raises InvalidOption."""
     query = request.query_params
-    values: dict[str, Any] = {name: query[name] for name in OPTION_NAMES if name in query}
-    options = (job.options if job else JobOptions()).changed(values)
-    service.jobs.check(options)
+    kind = service.jobs.kind
+    before = job.options if job else kind.options()
+    options = before.changed(
+        {name: query[name] for name in type(before).model_fields if name in query}
+    )
+    kind.check(options)
     return options
 
 

@@ -26,15 +26,15 @@ async def ready(request: Request) -> JSONResponse:
 
 
 async def version(request: Request) -> JSONResponse:
+    """PyTrickle's keys and our own."""
     service: Service = request.app.state.service
     engine = service.engine
-    models = list(engine.models.values())
     return JSONResponse(
         {
             "name": "whisper-byoc",
             "version": VERSION,
-            "engine": engine.kind,
-            "model_id": models[0].name,
+            **_identity(service),
+            "engine": engine.kind if engine else "processor",
             "models": [
                 {
                     "name": model.name,
@@ -42,12 +42,29 @@ async def version(request: Request) -> JSONResponse:
                     "branch": model.branch,
                     "languages": sorted(model.languages),
                 }
-                for model in models
+                for model in (engine.models.values() if engine else ())
             ],
             "python": platform.python_version(),
             "machine": platform.machine(),
         }
     )
+
+
+async def hardware_info(request: Request) -> JSONResponse:
+    """As PyTrickle answers on a machine without a GPU, whatever there is."""
+    return JSONResponse({**_identity(request.app.state.service), "gpu_info": {}})
+
+
+async def hardware_stats(request: Request) -> JSONResponse:
+    return JSONResponse({**_identity(request.app.state.service), "gpu_stats": {}})
+
+
+def _identity(service: Service) -> dict[str, str]:
+    """Raises NotReady while the models load."""
+    return {
+        "pipeline": service.settings.capability.pipeline,
+        "model_id": service.jobs.kind.model_names[0],
+    }
 
 
 async def metrics(request: Request) -> Response:
@@ -59,5 +76,8 @@ routes = [
     Route("/health", health),
     Route("/ready", ready),
     Route("/version", version),
+    Route("/app-version", version),
+    Route("/hardware/info", hardware_info),
+    Route("/hardware/stats", hardware_stats),
     Route("/metrics", metrics),
 ]

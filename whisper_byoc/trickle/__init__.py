@@ -1,0 +1,1 @@
+"""Livepeer's trickle protocol: media in numbered HTTP bodies (go-livepeer's trickle/README.md)."""

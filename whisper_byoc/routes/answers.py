@@ -1,0 +1,63 @@
+"""Errors as answers: which status, and the documents that different callers look for."""
+
+import hmac
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from whisper_byoc import errors
+from whisper_byoc.service import Service
+
+STATUSES: dict[type[errors.ServiceError], int] = {
+    errors.ServiceError: 500,
+    errors.RequestError: 400,
+    errors.Unauthorized: 401,
+    errors.UnknownModel: 404,
+    errors.UnknownJob: 404,
+    errors.UnknownStream: 404,
+    errors.JobEnded: 409,
+    errors.JobExists: 409,
+    errors.SourceBusy: 409,
+    errors.NoAudio: 408,
+    errors.BodyTooLarge: 413,
+    errors.UnsupportedAudio: 415,
+    errors.Unavailable: 503,
+}
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def status_of(error: errors.ServiceError) -> int:
+    """The status of the nearest class that has one."""
+    return next(STATUSES[cls] for cls in type(error).__mro__ if cls in STATUSES)
+
+
+def error_headers(error: errors.ServiceError) -> dict[str, str]:
+    if isinstance(error, errors.Unavailable):
+        return {"Retry-After": str(error.retry_after)}
+    return {}
+
+
+def error_document(code: str, message: str) -> dict[str, dict[str, str]]:
+    """Ours."""
+    return {"error": {"code": code, "message": message}}
+
+
+async def answer_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, errors.ServiceError)
+    document = error_document(error.code, str(error))
+    return JSONResponse(document, status_of(error), error_headers(error))
+
+
+def check_token(request: Request) -> None:
+    """Where a token is configured, callers must bring it. Raises Unauthorized.
+
+    Compared in constant time, so that it cannot be found out byte by byte.
+    """
+    service: Service = request.app.state.service
+    token = service.settings.orchestrator.token.get_secret_value()
+    scheme, _, found = request.headers.get("Authorization", "").partition(" ")
+    right = hmac.compare_digest(found.strip().encode(), token.encode())
+    if token and not (right and scheme.lower() == "bearer"):
+        raise errors.Unauthorized()

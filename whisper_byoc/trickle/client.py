@@ -1,0 +1,292 @@
+"""Both ends of a channel as a client of its server: `Subscriber` reads it, `Publisher` writes it.
+
+The rules are in `protocol`; here are the sockets. No request has a total time-out: a segment may
+take as long as its sender does.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Self
+
+import aiohttp
+
+from whisper_byoc.trickle.channel import NEWEST
+from whisper_byoc.trickle.protocol import (
+    RESET,
+    ChannelEnded,
+    GetStep,
+    Next,
+    PostStep,
+    Sent,
+    TrickleError,
+    after_broken_post,
+    after_get,
+    after_post,
+    back_off,
+    first_seq,
+)
+
+logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 5.0
+REISSUE_SECONDS = 20.0
+"""After which a GET that waits is asked anew: what stands between may forget a silent one."""
+ANSWER_SECONDS = 20.0
+"""For the answer to a POST whose body is sent."""
+
+_BROKEN = (aiohttp.ClientError, OSError, TimeoutError)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """retry_seconds: of failures in a row, after which a channel is given up. verify_tls: whether
+    certificates are checked; orchestrators mostly sign their own."""
+
+    retry_seconds: float = 12.0
+    reissue_seconds: float = REISSUE_SECONDS
+    verify_tls: bool = False
+
+
+@asynccontextmanager
+async def open_session(options: ClientOptions) -> AsyncIterator[aiohttp.ClientSession]:
+    """Connections for any number of channels; all are closed at exit."""
+    connector = aiohttp.TCPConnector(limit=0, ssl=options.verify_tls)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        yield session
+
+
+class _Failures:
+    """Failures in a row, and since when."""
+
+    def __init__(self, options: ClientOptions) -> None:
+        self.num = 0
+        self._since = 0.0
+        self._limit = options.retry_seconds
+
+    def reset(self) -> None:
+        self.num = 0
+
+    def count(self, url: str, problem: str) -> None:
+        """Raises TrickleError when they have lasted too long."""
+        now = asyncio.get_running_loop().time()
+        if not self.num:
+            self._since = now
+        self.num += 1
+        if now - self._since >= self._limit:
+            raise TrickleError(url, f"{self.num} failures in {self._limit:g} s, last {problem}")
+
+
+class RemoteSegment:
+    """One segment that is being read. `broken` says that its body ended before its end."""
+
+    def __init__(self, seq: int, response: aiohttp.ClientResponse) -> None:
+        self.seq = seq
+        self.broken = False
+        self._response = response
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """As they come. What came before a connection broke is kept: nobody can tell what is
+        missing, and the next segment is whole again."""
+        try:
+            async for chunk in self._response.content.iter_any():
+                yield chunk
+        except _BROKEN as error:
+            self.broken = True
+            logger.debug("segment %d broke off: %s", self.seq, error)
+        finally:
+            self._response.close()
+
+
+class Subscriber:
+    """Reads a channel, segment after segment, and asks for the next one while it reads.
+
+    `num_skipped` counts segments that the channel had dropped before we came to them. One task
+    iterates. Use it as an async context manager: leaving closes its connections.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        session: aiohttp.ClientSession,
+        options: ClientOptions | None = None,
+        start: int = NEWEST,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.num_skipped = 0
+        self.num_requests = 0
+        self._session = session
+        self._options = options or ClientOptions()
+        self._seq = start
+        self._failures = _Failures(self._options)
+        self._preconnect: asyncio.Task[RemoteSegment] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self._cancel_preconnect()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> RemoteSegment:
+        """The next segment, empty ones left out. Ends when the channel does; raises TrickleError
+        when it cannot be reached any more."""
+        if self._preconnect is None:
+            self._preconnect = asyncio.create_task(self._open())
+        try:
+            segment = await asyncio.shield(self._preconnect)
+        except ChannelEnded:
+            raise StopAsyncIteration from None
+        self._preconnect = asyncio.create_task(self._open())
+        return segment
+
+    async def _cancel_preconnect(self) -> None:
+        task, self._preconnect = self._preconnect, None
+        if task is None:
+            return
+        task.cancel()
+        [outcome] = await asyncio.gather(task, return_exceptions=True)
+        if isinstance(outcome, RemoteSegment):
+            outcome._response.close()
+
+    async def _open(self) -> RemoteSegment:
+        """Ask until there is a segment with data. Raises ChannelEnded and TrickleError."""
+        while True:
+            try:
+                response = await self._get()
+            except _BROKEN as error:
+                self._failures.count(self.url, str(error) or type(error).__name__)
+                await asyncio.sleep(back_off(self._failures.num))
+                continue
+            if response is None:
+                continue
+            step = after_get(self._seq, response.status, response.headers, self._failures.num)
+            segment = await self._follow(step, response)
+            if segment is not None:
+                return segment
+
+    async def _get(self) -> aiohttp.ClientResponse | None:
+        """The answer's head; None when it has to be asked for anew."""
+        self.num_requests += 1
+        try:
+            async with asyncio.timeout(self._options.reissue_seconds) as limit:
+                return await self._session.get(f"{self.url}/{self._seq}")
+        except TimeoutError:
+            if limit.expired():
+                return None
+            raise
+
+    async def _follow(
+        self, step: GetStep, response: aiohttp.ClientResponse
+    ) -> RemoteSegment | None:
+        if step.failed:
+            self._failures.count(self.url, f"status {response.status}")
+        else:
+            self._failures.reset()
+        self.num_skipped += step.skipped
+        if step.skipped:
+            logger.warning("channel %s: %d segments skipped", self.url, step.skipped)
+        if step.then is Next.READ:
+            self._seq = step.seq
+            if response.content_length != 0:
+                return RemoteSegment(step.seq - 1, response)
+        response.close()
+        if step.then is Next.END:
+            raise ChannelEnded(self.url, f"ended with status {response.status}")
+        self._seq = step.seq
+        await asyncio.sleep(step.seconds)
+        return None
+
+
+class Publisher:
+    """Writes a channel, one message a segment.
+
+    It asks the channel where to begin, and resets what a publisher before it left open. It never
+    deletes the channel: who made it does. One task publishes at a time; cancelling it may lose the
+    message.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        session: aiohttp.ClientSession,
+        mime: str,
+        options: ClientOptions | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.num_published = 0
+        self._session = session
+        self._mime = mime
+        self._options = options or ClientOptions()
+        self._seq: int | None = None
+        self._reset = True
+        self._failures = _Failures(self._options)
+        self._ended: TrickleError | None = None
+
+    async def publish(self, data: bytes) -> None:
+        """Send one segment and wait for its answer.
+
+        Raises ChannelEnded when the channel is over and TrickleError when it cannot be reached any
+        more, from then on at every call.
+        """
+        if self._ended is not None:
+            raise self._ended
+        try:
+            while not await self._send(data):
+                pass
+            self.num_published += 1
+        except TrickleError as error:
+            self._ended = error
+            raise
+
+    async def _send(self, data: bytes) -> bool:
+        """Whether the message was taken."""
+        if self._seq is None:
+            self._seq = await self._ask_first()
+        taken = Sent.NOTHING
+
+        async def body() -> AsyncIterator[bytes]:
+            nonlocal taken
+            taken = Sent.SOMETHING
+            yield data
+
+        headers = {"Content-Type": self._mime, "Content-Length": str(len(data))}
+        if self._reset:
+            headers[RESET] = "1"
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                async with self._session.post(
+                    f"{self.url}/{self._seq}", data=body() if data else b"", headers=headers
+                ) as response:
+                    step = after_post(self._seq, response.status, response.headers)
+                    problem = f"status {response.status}"
+        except _BROKEN as error:
+            problem = str(error) or type(error).__name__
+            step = after_broken_post(self._seq, taken, self._failures.num + 1)
+        return await self._follow(step, problem)
+
+    async def _follow(self, step: PostStep, problem: str) -> bool:
+        if step.ended:
+            raise ChannelEnded(self.url, f"ended with {problem}")
+        self._seq = step.seq
+        if step.again:
+            self._failures.count(self.url, problem)
+            await asyncio.sleep(step.seconds)
+            return False
+        self._reset = False
+        self._failures.reset()
+        return True
+
+    async def _ask_first(self) -> int:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                async with self._session.get(f"{self.url}/next") as response:
+                    return first_seq(response.status, await response.text())
+        except _BROKEN as error:
+            logger.debug("channel %s: no answer to /next: %s", self.url, error)
+            return -1

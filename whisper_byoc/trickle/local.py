@@ -1,0 +1,120 @@
+"""Channels inside this process: changes that can be awaited, and readers."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Self
+
+from whisper_byoc.trickle.channel import NUM_SLOTS, Channel, Segment
+
+
+class Changes:
+    """Wakes everyone who waits; what `notify` of a `Channel` is for."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+
+    def notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def wait(self) -> None:
+        """Until the next `notify`."""
+        await self._changed.wait()
+
+
+class LocalChannel(Channel):
+    """A channel whose changes can be awaited."""
+
+    def __init__(
+        self,
+        mime: str,
+        now: float = 0.0,
+        *,
+        num_slots: int = NUM_SLOTS,
+        max_bytes: int | None = None,
+    ) -> None:
+        self.changes = Changes()
+        self.finished = False
+        self.readers: list[LocalReader] = []
+        super().__init__(
+            mime, now, num_slots=num_slots, max_bytes=max_bytes, notify=self.changes.notify
+        )
+
+    async def chunks(self, segment: Segment) -> AsyncIterator[bytes]:
+        """What is there and what comes, until the segment is closed."""
+        offset = 0
+        while True:
+            closed = segment.closed
+            data = segment.read(offset)
+            if data:
+                offset += len(data)
+                yield data
+            elif closed:
+                return
+            else:
+                await self.changes.wait()
+
+    def finish(self) -> None:
+        """No more segments: readers end when they have read what is there."""
+        self.finished = True
+        self.reset(self.next_write + self.num_slots)
+
+    async def wait_for_slot(self, seq: int) -> None:
+        """Until a segment of this seq takes the place of none that a reader has not come to."""
+        while self.readers and not (self.closed or self.finished):
+            if seq - min(reader.position for reader in self.readers) < self.num_slots:
+                return
+            await self.changes.wait()
+
+    def release(self) -> None:
+        """Forget what every reader has left behind."""
+        self.forget_before(min(reader.position for reader in self.readers) - 1)
+        self.changes.notify()
+
+
+class LocalReader:
+    """Reads a channel in this process from its beginning, segment by segment.
+
+    `position` is the seq it has come to; `num_skipped` counts segments that gave way before it did.
+    patience: seconds to wait for a segment that the one behind it has overtaken.
+    One task iterates; cancelling it between two segments loses nothing.
+    """
+
+    def __init__(self, channel: LocalChannel, patience: float = 0.0) -> None:
+        self._channel = channel
+        self._patience = patience
+        self.position = 0
+        self.num_skipped = 0
+        channel.readers.append(self)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> AsyncIterator[bytes]:
+        """The chunks of the next segment. Ends when the channel is closed or finished."""
+        segment = await self._next_segment()
+        self.num_skipped += segment.seq - self.position
+        self.position = segment.seq + 1
+        self._channel.release()
+        return self._channel.chunks(segment)
+
+    def close(self) -> None:
+        """What this reader has not read is not kept for it."""
+        self._channel.readers.remove(self)
+        self._channel.changes.notify()
+
+    async def _next_segment(self) -> Segment:
+        while (segment := self._channel.first_from(self.position)) is None:
+            if self._channel.closed or self._channel.finished:
+                raise StopAsyncIteration
+            await self._channel.changes.wait()
+        if segment.seq == self.position or not self._patience:
+            return segment
+        try:
+            async with asyncio.timeout(self._patience):
+                while segment.seq != self.position and not self._channel.closed:
+                    await self._channel.changes.wait()
+                    segment = self._channel.first_from(self.position) or segment
+        except TimeoutError:
+            pass
+        return segment
