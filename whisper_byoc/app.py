@@ -1,17 +1,23 @@
 """Puts the routes on a service and turns its errors into answers."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from whisper_byoc import errors
-from whisper_byoc.routes import live, system
+from whisper_byoc.routes import live, system, worker
 from whisper_byoc.routes.answers import answer_error, error_document
 from whisper_byoc.service import Service
+
+SESSION_HEADER = "Livepeer-Session-Id"
 
 
 def build_app(service: Service) -> Starlette:
@@ -23,12 +29,50 @@ def build_app(service: Service) -> Starlette:
             yield
 
     app = Starlette(
-        routes=[*system.routes, *live.routes],
+        routes=[*system.routes, *worker.routes, *live.routes],
+        middleware=[Middleware(Slashes), Middleware(RunnerSessions, service=service)],
         lifespan=lifespan,
         exception_handlers={errors.ServiceError: answer_error, HTTPException: answer_http_error},
     )
     app.state.service = service
     return app
+
+
+class Slashes:
+    """Folds doubled slashes: orchestrators append paths to the URL they were given, as text. Paths
+    of `/live/` are left alone, where an empty job id has to be told."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if "//" in scope.get("path", ""):
+            folded = re.sub("/{2,}", "/", scope["path"])
+            if not folded.startswith("/live/"):
+                scope = {**scope, "path": folded, "raw_path": folded.encode()}
+        await self._app(scope, receive, send)
+
+
+class RunnerSessions:
+    """Notes which sessions of a Live Runner are in use, for its heartbeats."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        session = Headers(scope=scope).get(SESSION_HEADER) if "headers" in scope else None
+        if session is None:
+            await self._app(scope, receive, send)
+            return
+        running = self._service.runner_sessions
+        running[session] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            running[session] -= 1
+            if not running[session]:
+                del running[session]
 
 
 async def answer_http_error(request: Request, error: Exception) -> JSONResponse:

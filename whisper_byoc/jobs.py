@@ -6,7 +6,7 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol
@@ -435,16 +435,14 @@ class Jobs:
         self._announce()
         return job
 
-    def change(self, job_id: str, values: Mapping[str, Any]) -> Job:
+    def change(self, job: Job, values: Mapping[str, Any]) -> None:
         """Other values for some options of a running job, all or none.
 
-        Raises UnknownJob, JobEnded and InvalidOption.
+        Raises JobEnded and InvalidOption.
         """
-        job = self.get(job_id)
         options = job.options.changed(values)
         self.kind.check(options)
         job.change(options)
-        return job
 
     async def delete(self, job_id: str) -> Job:
         """Stop a running job after a flush, or forget an ended one. Raises UnknownJob."""
@@ -455,19 +453,32 @@ class Jobs:
             del self._ended[job_id]
         return job
 
-    async def discard(self, job_id: str) -> None:
-        """Forget a job; one that runs is cut off first."""
+    async def cut_off(self, job_id: str) -> None:
+        """End a running job at once, without a flush."""
         task = self._tasks.get(job_id)
         if task is not None:
             task.cancel()
             await asyncio.wait({task})
+
+    async def discard(self, job_id: str) -> None:
+        """Forget a job; one that runs is cut off first."""
+        await self.cut_off(job_id)
+        self.forget(job_id)
+
+    def forget(self, job_id: str) -> None:
+        """Forget an ended job, if there is one."""
         self._ended.pop(job_id, None)
 
-    async def drain(self, seconds: float) -> None:
-        """Refuse new jobs and flush the running ones; what is left after the time is cut off."""
+    async def drain(self, seconds: float, stopped_elsewhere: Collection[str] = ()) -> None:
+        """Refuse new jobs and flush the running ones, except those that another is stopping; what
+        is left after the time is cut off."""
         self.draining = True
         self._announce()
-        stopping = [job.stop(EndReason.SHUTDOWN) for job in self._running.values()]
+        stopping = [
+            job.stop(EndReason.SHUTDOWN)
+            for job_id, job in self._running.items()
+            if job_id not in stopped_elsewhere
+        ]
         try:
             async with asyncio.timeout(seconds):
                 await asyncio.gather(*stopping)

@@ -76,6 +76,21 @@ class Metrics:
             "whisper_events_total", "Events sent", ["type"], registry=self._registry
         )
         self._words = Counter("whisper_final_words_total", "Final words", registry=self._registry)
+        self.segments_received = Counter(
+            "whisper_segments_received_total",
+            "Trickle segments read from orchestrators",
+            registry=self._registry,
+        )
+        self.segments_skipped = Counter(
+            "whisper_segments_skipped_total",
+            "Trickle segments that were gone before we came to them",
+            registry=self._registry,
+        )
+        self.segments_dropped = Counter(
+            "whisper_segments_dropped_total",
+            "Trickle segments read and given up because the engine was too slow",
+            registry=self._registry,
+        )
         self.slow_readers = Counter(
             "whisper_slow_readers_total",
             "Readers of output cut off because they fell behind",

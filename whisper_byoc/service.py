@@ -4,6 +4,7 @@ import asyncio
 import importlib.metadata
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from enum import StrEnum
@@ -14,8 +15,10 @@ from whisper_byoc.inference.voice import open_voice_activity
 from whisper_byoc.jobs import JobKind, Jobs
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.processing import Host, Processings, Processor
+from whisper_byoc.registration import Registration
 from whisper_byoc.settings import ModelSettings, Settings
 from whisper_byoc.transcription import Services, Transcriptions
+from whisper_byoc.worker.sessions import Sessions
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +38,11 @@ class Health(StrEnum):
 
 
 class Service:
-    """Owns the engine, voice activity and jobs. `serve` opens them; one per process.
+    """Owns engine, voice activity, jobs, streams and registration; `serve` opens them. One a process.
 
     processor: what is hosted in place of Whisper. All load in the background, so that health can be
-    asked at once. `failure` is why they did not.
+    asked at once. `failure` is why they did not. `runner_sessions` counts the requests that are
+    being answered, by the Live Runner session they came through.
     """
 
     def __init__(
@@ -54,6 +58,9 @@ class Service:
         self._open_engine = open_engine
         self._engine: Engine | None = None
         self._jobs: Jobs | None = None
+        self._sessions: Sessions | None = None
+        self._registration: Registration | None = None
+        self.runner_sessions: Counter[str] = Counter()
         self._settled = asyncio.Event()
         self._closing = asyncio.Event()
         self._watch()
@@ -78,6 +85,13 @@ class Service:
         return self._jobs
 
     @property
+    def sessions(self) -> Sessions:
+        """Raises NotReady while the models load."""
+        if self._sessions is None:
+            raise NotReady(_RETRY_AFTER_SECONDS)
+        return self._sessions
+
+    @property
     def engine(self) -> Engine | None:
         """None while the models load, and where a processor is hosted."""
         return self._engine
@@ -88,8 +102,14 @@ class Service:
 
     async def drain(self) -> None:
         """Refuse new jobs and flush the running ones within the time that the settings give."""
-        if self._jobs is not None:
-            await self._jobs.drain(self.settings.server.drain_seconds)
+        if self._jobs is None:
+            return
+        streams = [session.job.job_id for session in self.sessions.running]
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._jobs.drain(self.settings.server.drain_seconds, streams))
+            group.create_task(self.sessions.drain())
+            if self._registration is not None:
+                group.create_task(self._registration.withdraw())
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
@@ -107,14 +127,26 @@ class Service:
                 kind = await self._open_kind(stack)
                 jobs = Jobs(kind, self.settings, self.metrics)
                 await stack.enter_async_context(jobs.serve())
-                self._jobs = jobs
+                sessions = Sessions(jobs, self.settings, self.metrics)
+                await stack.enter_async_context(sessions.serve())
+                self._jobs, self._sessions = jobs, sessions
                 self._log_ready(kind, time.monotonic() - began)
                 self._settled.set()
-                await self._closing.wait()
+                await self._announce(kind)
         except* ServiceError as errors:
             self.failure = first_of(errors)
             logger.error("not ready: %s", self.failure)
             self._settled.set()
+
+    async def _announce(self, kind: JobKind) -> None:
+        """Tell orchestrators that we are here, until the service closes."""
+        self._registration = Registration(
+            self.settings, kind.model_names[0], VERSION, lambda: list(self.runner_sessions)
+        )
+        async with asyncio.TaskGroup() as group:
+            announcing = group.create_task(self._registration.run())
+            await self._closing.wait()
+            announcing.cancel()
 
     async def _open_kind(self, stack: AsyncExitStack) -> JobKind:
         """What the jobs are, ready for them."""
@@ -151,5 +183,10 @@ class Service:
             "whisper_windows_waiting",
             "Windows waiting to be decoded",
             lambda: self._engine.num_waiting if self._engine else 0,
+        )
+        watch(
+            "whisper_streams_running",
+            "Streams of orchestrators running",
+            lambda: len(self._sessions.running) if self._sessions else 0,
         )
         watch("whisper_ready", "1 when the service takes jobs", lambda: float(self.ready))

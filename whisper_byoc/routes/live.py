@@ -157,7 +157,8 @@ async def post_control(request: Request) -> Response:
             raise JobExists(job_id)
         job = service.jobs.open(job_id, options)
     elif kind is Control.OPTIONS:
-        job = service.jobs.change(job_id, values)
+        job = service.jobs.get(job_id)
+        service.jobs.change(job, values)
     else:
         job = service.jobs.get(job_id)
         match kind:

@@ -1,0 +1,425 @@
+"""A scripted orchestrator with its gateway: real channels over real sockets, and the watchdogs that
+end a stream, with their times scaled down (trickle-protocol.md, F.8).
+
+`Orchestrator` owns the trickle server and the capabilities that were registered; `Stream` is one
+stream through it, with what its gateway has read and which watchdog has ended it.
+"""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import aiohttp
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+
+from whisper_byoc.cli import Server
+from whisper_byoc.trickle.server import TrickleServer
+
+MAX_LINE = 64 * 1024
+RING = 5
+
+
+class Watchdog(StrEnum):
+    """Why a gateway ended a stream, or cut a client's connection off."""
+
+    EVENTS = "timeout waiting for events"
+    OUTPUT = "timeout waiting for segments"
+    DATA_CLOSED = "data channel closed"
+    LINE = "data line of 64 KiB or more"
+    BURST = "more than five lines before the reader took them"
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds; go-livepeer's. Tests scale some down."""
+
+    events: float = 30.0
+    output: float = 30.0
+    input_within: float = 15.0
+    control: float = 10.0
+    stop: float = 10.0
+    idle: float = 300.0
+    sweep: float = 60.0
+    reader_delay: float = 0.2
+    line_reader: float = 0.02
+
+
+@dataclass
+class Capability:
+    """As C.2 has it."""
+
+    name: str
+    url: str
+    token: str = ""
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+class Orchestrator:
+    """Use `open_orchestrator`."""
+
+    def __init__(self, times: Times, secret: str) -> None:
+        self.times = times
+        self.secret = secret
+        self.url = ""
+        self.trickle = TrickleServer(idle_seconds=times.idle, sweep_seconds=times.sweep)
+        self.capabilities: dict[str, Capability] = {}
+        self.registered = asyncio.Event()
+        self.unregistered = asyncio.Event()
+        self.deletions: list[str] = []
+        self.routes = [
+            Mount("/ai/trickle", routes=self.trickle.routes),
+            Route("/capability/register", self._register, methods=["POST"]),
+            Route("/capability/unregister", self._unregister, methods=["POST"]),
+            Route("/live/video-to-video", self._video_to_video, methods=["POST"]),
+        ]
+
+    async def call_worker(
+        self,
+        capability: Capability,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        seconds: float,
+    ) -> tuple[int, bytes]:
+        """One short call, as an orchestrator makes them: a connection of its own."""
+        sent = dict(headers)
+        if capability.token:
+            sent["Authorization"] = f"Bearer {capability.token}"
+        timeout = aiohttp.ClientTimeout(total=seconds)
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as http,
+            http.post(capability.url + path, data=body, headers=sent) as response,
+        ):
+            if response.status == 401:
+                self.capabilities.pop(capability.name, None)
+            return response.status, await response.read()
+
+    def channel_url(self, name: str) -> str:
+        return f"{self.url}/ai/trickle/{name}"
+
+    async def _register(self, request: Request) -> Response:
+        if request.headers.get("Authorization", "") != self.secret:
+            return Response("invalid authorization", 400)
+        try:
+            fields = json.loads(await request.body())
+            capability = Capability(fields["name"], fields["url"], fields.get("token", ""), fields)
+        except (ValueError, KeyError) as error:
+            return Response(f"Error registering capability: {error}", 400)
+        self.capabilities[capability.name] = capability
+        self.registered.set()
+        return Response("ok", media_type="application/json")
+
+    async def _unregister(self, request: Request) -> Response:
+        if request.headers.get("Authorization", "") != self.secret:
+            return Response("invalid authorization", 400)
+        self.capabilities.pop((await request.body()).decode(), None)
+        self.unregistered.set()
+        return Response("ok", media_type="application/json")
+
+    async def _video_to_video(self, request: Request) -> Response:
+        """The tutorial's call: one payload in, one out. No gateway has it."""
+        capability = next(iter(self.capabilities.values()), None)
+        if capability is None:
+            return JSONResponse({"error": "no capability is registered"}, 503)
+        headers = {"Content-Type": request.headers.get("Content-Type", "application/octet-stream")}
+        if "X-Model-Id" in request.headers:
+            headers["X-Model-Id"] = request.headers["X-Model-Id"]
+        if token := capability.token:
+            headers["Authorization"] = f"Bearer {token}"
+        job = f"{capability.url}/live/gateway-{id(request):x}"
+        async with aiohttp.ClientSession() as http:
+            async with http.put(
+                f"{job}/source", data=await request.body(), headers=headers
+            ) as answer:
+                if answer.status >= 400:
+                    return Response(
+                        await answer.read(), answer.status, media_type=answer.content_type
+                    )
+            async with http.get(f"{job}/output") as answer:
+                body, media_type = await answer.read(), answer.content_type
+            async with http.delete(job):
+                return Response(body, media_type=media_type)
+
+
+@asynccontextmanager
+async def open_orchestrator(
+    times: Times | None = None, secret: str = "secret", port: int = 0
+) -> AsyncIterator[Orchestrator]:
+    """An orchestrator that listens on loopback."""
+    orchestrator = Orchestrator(times or Times(), secret)
+    server = Server(
+        uvicorn.Config(
+            Starlette(routes=orchestrator.routes),
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=1,
+        )
+    )
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        orchestrator.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with asyncio.TaskGroup() as group, orchestrator.trickle.serve():
+            serving = group.create_task(server.serve([listener]))
+            try:
+                yield orchestrator
+            finally:
+                for name in list(orchestrator.trickle.channels):
+                    orchestrator.trickle.delete(name)
+                server.should_exit = True
+                await serving
+
+
+class Stream:
+    """One stream, seen from the gateway. Use `open_stream`."""
+
+    def __init__(
+        self,
+        orchestrator: Orchestrator,
+        capability: Capability,
+        stream_id: str,
+        channels: Mapping[str, str],
+        receive: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.stream_id = stream_id
+        self.channels = channels
+        self.lines: list[dict[str, Any]] = []
+        self.line_times: list[float] = []
+        self.events: list[dict[str, Any]] = []
+        self.event_times: list[float] = []
+        self.outputs: list[bytes] = []
+        self.status: dict[str, Any] = {}
+        self.watchdog: Watchdog | None = None
+        self.ended = asyncio.Event()
+        self.changed = asyncio.Event()
+        self.stopped_with: tuple[int, bytes] | None = None
+        self._orchestrator = orchestrator
+        self._capability = capability
+        self._receive = receive
+        self._times = orchestrator.times
+        self._loop = asyncio.get_running_loop()
+        self._last_event = self._last_output = self._loop.time()
+        self._last_input: float | None = None
+        self._seq = 0
+        self._line_queue: asyncio.Queue[bytes] = asyncio.Queue(RING)
+
+    async def publish(self, segment: bytes) -> None:
+        """One segment of input, over HTTP as the gateway's publisher sends it."""
+        url = f"{self._orchestrator.channel_url(self.channels['subscribe_url'])}/{self._seq}"
+        self._seq += 1
+        headers = {"Content-Type": "video/MP2T"}
+        async with (
+            aiohttp.ClientSession() as http,
+            http.post(url, data=segment, headers=headers) as answer,
+        ):
+            assert answer.status == 200, await answer.text()
+        self._last_input = self._loop.time()
+
+    async def control(self, message: bytes) -> None:
+        channel = self._orchestrator.trickle.channels[self.channels["control_url"]]
+        segment = channel.begin(-1)
+        channel.receive_first_byte(segment, self._loop.time())
+        channel.write(segment, message)
+        channel.end(segment)
+
+    async def update(self, message: bytes) -> tuple[int, bytes]:
+        """As a client's update arrives."""
+        headers = {"Content-Type": "application/json", "X-Stream-Id": self.stream_id}
+        return await self._orchestrator.call_worker(
+            self._capability, "/stream/params", message, headers, 10
+        )
+
+    async def stop(self, body: bytes = b"stream ended") -> None:
+        """As a client's stop: the worker first, then every channel is closed upon its answer."""
+        if self.ended.is_set():
+            return
+        with suppress(aiohttp.ClientError, TimeoutError):
+            self.stopped_with = await self._orchestrator.call_worker(
+                self._capability,
+                "/stream/stop",
+                body,
+                {"X-Stream-Id": self.stream_id},
+                self._times.stop,
+            )
+        # What was published before the answer is read before the channels go.
+        await asyncio.sleep(self._times.line_reader * RING)
+        self.close()
+
+    def close(self) -> None:
+        for name in self.channels.values():
+            self._orchestrator.trickle.delete(name)
+        self.ended.set()
+
+    @property
+    def text(self) -> str:
+        return " ".join(line["text"] for line in self.lines if line["type"] == "final")
+
+    async def until(self, reached: Callable[[], bool], seconds: float = 30.0) -> None:
+        """Wait for what the gateway has read to be so."""
+        async with asyncio.timeout(seconds):
+            while not reached():
+                await self.changed.wait()
+
+    async def read(self) -> None:
+        """The gateway's readers and watchdogs, until the stream is over or this is cancelled."""
+        await asyncio.sleep(self._times.reader_delay)
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._read_events()),
+                group.create_task(self._keep_control()),
+                group.create_task(self._watch()),
+            ]
+            if "data_url" in self.channels:
+                tasks += [
+                    group.create_task(self._read_data()),
+                    group.create_task(self._take_lines()),
+                ]
+            if "publish_url" in self.channels:
+                tasks.append(group.create_task(self._read_output()))
+            await self.ended.wait()
+            for task in tasks:
+                task.cancel()
+
+    async def _segments(self, name: str) -> AsyncIterator[bytes]:
+        """Whole segments from the live edge on, by plain requests."""
+        url, seq = self._orchestrator.channel_url(name), "-1"
+        timeout = aiohttp.ClientTimeout(total=None)
+        async with aiohttp.ClientSession(timeout=timeout) as http:
+            while True:
+                async with http.get(f"{url}/{seq}") as answer:
+                    if answer.status == 470:
+                        seq = answer.headers["Lp-Trickle-Latest"]
+                        continue
+                    if answer.status != 200 or "Lp-Trickle-Closed" in answer.headers:
+                        return
+                    seq = str(int(answer.headers["Lp-Trickle-Seq"]) + 1)
+                    body = await answer.read()
+                if body:
+                    yield body
+
+    async def _read_events(self) -> None:
+        async for body in self._segments(self.channels["events_url"]):
+            try:
+                message = json.loads(body)
+            except ValueError:
+                continue  # does not count as an event
+            event = message.get("event", message)
+            self._last_event = self._loop.time()
+            self.event_times.append(self._last_event)
+            self.events.append(message)
+            if event.get("type") == "status":
+                self.status = event
+            self._notify()
+
+    async def _read_data(self) -> None:
+        async for body in self._segments(self.channels["data_url"]):
+            for line in body.splitlines():
+                if len(line) >= MAX_LINE:
+                    self._fire(Watchdog.LINE)
+                    return
+                try:
+                    self._line_queue.put_nowait(line)
+                except asyncio.QueueFull:
+                    self._fire(Watchdog.BURST)
+                    return
+        if not self.ended.is_set():
+            self._fire(Watchdog.DATA_CLOSED)
+
+    async def _take_lines(self) -> None:
+        while True:
+            line = await self._line_queue.get()
+            self.lines.append(json.loads(line))
+            self.line_times.append(self._loop.time())
+            self._receive(self.lines[-1])
+            self._notify()
+            await asyncio.sleep(self._times.line_reader)
+
+    async def _read_output(self) -> None:
+        async for body in self._segments(self.channels["publish_url"]):
+            self._last_output = self._loop.time()
+            self.outputs.append(body)
+            self._notify()
+
+    async def _keep_control(self) -> None:
+        while True:
+            await self.control(b'{"keep":"alive"}')
+            await asyncio.sleep(self._times.control)
+
+    async def _watch(self) -> None:
+        step = min(self._times.events, self._times.output) / 3
+        while True:
+            await asyncio.sleep(step)
+            now = self._loop.time()
+            if now - self._last_event > self._times.events:
+                self._fire(Watchdog.EVENTS)
+            fed = self._last_input is not None and now - self._last_input < self._times.input_within
+            late = now - self._last_output > self._times.output
+            if "publish_url" in self.channels and fed and late:
+                self._fire(Watchdog.OUTPUT)
+
+    def _fire(self, watchdog: Watchdog) -> None:
+        if self.watchdog is None and not self.ended.is_set():
+            self.watchdog = watchdog
+            self.close()
+
+    def _notify(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+@asynccontextmanager
+async def open_stream(
+    orchestrator: Orchestrator,
+    capability: Capability,
+    stream_id: str = "stream",
+    *,
+    ingress: bool = True,
+    egress: bool = False,
+    data: bool = True,
+    params: Mapping[str, Any] | None = None,
+    receive: Callable[[dict[str, Any]], None] = lambda line: None,
+    first_seq: int = 0,
+) -> AsyncIterator[Stream]:
+    """A stream that the worker has accepted, with its readers running; closed at exit."""
+    wanted = {
+        "control_url": (True, "-control", "application/json"),
+        "events_url": (True, "-events", "application/json"),
+        "subscribe_url": (ingress, "", "video/MP2T"),
+        "publish_url": (egress, "-out", "video/MP2T"),
+        "data_url": (data, "-data", "application/jsonl"),
+    }
+    channels: dict[str, str] = {}
+    for name, (enabled, suffix, mime) in wanted.items():
+        if enabled:
+            channels[name] = stream_id + suffix
+            orchestrator.trickle.create(channels[name], mime).next_write = (
+                first_seq if name == "subscribe_url" else 0
+            )
+    stream = Stream(orchestrator, capability, stream_id, channels, receive)
+    stream._seq = first_seq
+    body = {
+        "gateway_request_id": stream_id,
+        "params": params,
+        **{name: orchestrator.channel_url(channel) for name, channel in channels.items()},
+    }
+    headers = {"Content-Type": "application/json", "X-Stream-Id": stream_id}
+    status, answer = await orchestrator.call_worker(
+        capability, "/stream/start", json.dumps(body).encode(), headers, 10
+    )
+    if status >= 400:
+        stream.close()
+        raise AssertionError(f"start was refused with {status}: {answer!r}")
+    async with asyncio.TaskGroup() as group:
+        reading = group.create_task(stream.read())
+        try:
+            yield stream
+        finally:
+            await stream.stop()
+            reading.cancel()

@@ -1,0 +1,139 @@
+"""Door 2: what orchestrators call on a worker. Answers have PyTrickle's shape."""
+
+from collections.abc import Awaitable, Callable
+from functools import wraps
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from whisper_byoc.errors import BodyTooLarge, ServiceError
+from whisper_byoc.routes.answers import check_token, error_document, error_headers, status_of
+from whisper_byoc.service import Service
+from whisper_byoc.worker.messages import parse_object, parse_start, status_event
+
+STREAM_HEADER = "X-Stream-Id"
+MAX_MESSAGE_BYTES = 10 * 1024 * 1024
+"""What orchestrators forward of a client's update."""
+
+Handler = Callable[[Request, Service], Awaitable[Response]]
+
+
+def _as_worker(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    """Check the token, and answer errors in PyTrickle's shape, ours beside it."""
+
+    @wraps(handler)
+    async def answer(request: Request) -> Response:
+        service: Service = request.app.state.service
+        try:
+            check_token(request)
+            return await handler(request, service)
+        except ServiceError as error:
+            document = {
+                "status": "error",
+                "message": str(error),
+                "current_state": service.health,
+                **error_document(error.code, str(error)),
+            }
+            return JSONResponse(document, status_of(error), error_headers(error))
+        except ClientDisconnect:
+            return Response(status_code=499)
+
+    return answer
+
+
+@_as_worker
+async def start(request: Request, service: Service) -> Response:
+    """Begin a stream and answer at once: its channels are opened behind the answer."""
+    body = await _body(request)
+    hosts = service.settings.orchestrator.hosts
+    message = parse_start(body, request.headers.get(STREAM_HEADER), hosts)
+    session = service.sessions.start(message)
+    return _done(service, "stream started", session.request.stream_id)
+
+
+@_as_worker
+async def stop(request: Request, service: Service) -> Response:
+    """Flush, publish the last words, and answer then: the channels are closed upon the answer.
+    Whatever the body is, and whether or not there is such a stream, it is stopped now."""
+    await _body(request)
+    named = request.headers.get(STREAM_HEADER)
+    session = await service.sessions.stop(named)
+    if session is None:
+        return _done(service, "no such stream is running, nothing was stopped", named)
+    return _done(service, "stream stopped", session.request.stream_id)
+
+
+@_as_worker
+async def update(request: Request, service: Service) -> Response:
+    """Other options for a running stream; the body has nothing but them."""
+    values = parse_object(await _body(request), '{"language": "de"}')
+    session = service.sessions.select(request.headers.get(STREAM_HEADER))
+    session.update(values)
+    return _done(service, "parameters updated", session.request.stream_id)
+
+
+@_as_worker
+async def status(request: Request, service: Service) -> Response:
+    """PyTrickle's keys, and every stream's status document."""
+    sessions = service.sessions.running
+    streams = [
+        {"stream_id": it.request.stream_id, "job_id": it.job.job_id, **status_event(it.account())}
+        for it in sessions
+    ]
+    first = sessions[0].request if sessions else None
+    return JSONResponse(
+        {
+            "status": service.health,
+            "state": service.health,
+            "error_message": None,
+            "pipeline_ready": service.ready,
+            "startup_complete": service.ready,
+            "pipeline_state": service.health,
+            "active_streams": len(sessions),
+            "client_active": bool(sessions),
+            "client_running": bool(sessions),
+            "fps": {},
+            "additional_info": {},
+            "current_params": {
+                "gateway_request_id": first.stream_id,
+                "subscribe_url": first.subscribe_url,
+                "publish_url": first.publish_url,
+            }
+            if first
+            else None,
+            "streams": streams,
+        }
+    )
+
+
+def _done(service: Service, message: str, stream_id: str | None) -> JSONResponse:
+    return JSONResponse(
+        {
+            "status": "success",
+            "message": message,
+            "request_id": stream_id,
+            "current_state": service.health,
+        }
+    )
+
+
+async def _body(request: Request) -> bytes:
+    """Raises BodyTooLarge."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_MESSAGE_BYTES:
+            raise BodyTooLarge(len(body), MAX_MESSAGE_BYTES)
+    return bytes(body)
+
+
+_HANDLERS = {"start": start, "stop": stop, "params": update, "update": update}
+
+routes = [
+    Route(f"{prefix}/stream/{name}", handler, methods=["POST"])
+    for prefix in ("", "/api")
+    for name, handler in _HANDLERS.items()
+]
+routes += [Route(f"{prefix}/stream/status", status, methods=["GET"]) for prefix in ("", "/api")]
+routes += [Route("/live-video-to-video", start, methods=["POST"])]

@@ -1,0 +1,217 @@
+"""What an orchestrator sends to a worker, and what a worker tells it (pure).
+
+The shapes are those of go-livepeer's byoc package, PyTrickle and ai-runner.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from whisper_byoc.errors import BadMessage, ForbiddenUrl, InvalidOption
+from whisper_byoc.options import Options
+
+MAX_LINE_BYTES: Final = 60 * 1024
+"""A gateway reads lines of less than 64 KiB; a longer one stops its data for good."""
+KEEPALIVE_LINE: Final = b'{"type":"keepalive"}\n'
+_URLS: Final = ("subscribe_url", "publish_url", "control_url", "events_url", "data_url")
+_IDS: Final = ("gateway_request_id", "stream_id", "request_id")
+_LAG_SECONDS = 10.0
+_QUIET_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class StartRequest:
+    """One stream: the channels that were made for it. Any of them may be missing."""
+
+    stream_id: str
+    subscribe_url: str | None = None
+    publish_url: str | None = None
+    control_url: str | None = None
+    events_url: str | None = None
+    data_url: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def job_id(self) -> str:
+        """The stream's name as a job id: odd characters are replaced, and told apart by a hash."""
+        safe = re.sub(r"[^A-Za-z0-9._~-]", "_", self.stream_id)[:100]
+        if safe == self.stream_id and safe.strip("."):
+            return safe
+        digest = hashlib.sha256(self.stream_id.encode()).hexdigest()[:8]
+        return f"{safe.strip('.') or 'stream'}-{digest}"
+
+
+def parse_start(body: bytes, named: str | None, hosts: frozenset[str]) -> StartRequest:
+    """The start request in `body`; named: the stream's id where the body has none.
+
+    hosts: that URLs may name; any when empty. Keys that are not known are left alone.
+    Raises BadMessage, InvalidOption and ForbiddenUrl.
+    """
+    message = parse_object(body, '{"gateway_request_id": "...", "subscribe_url": "..."}')
+    found = next((message[name] for name in _IDS if message.get(name)), named)
+    if not found:
+        raise BadMessage("without an id", "gateway_request_id, or X-Stream-Id in the headers")
+    if not isinstance(found, str) or len(found) > 512:
+        raise InvalidOption("gateway_request_id", json.dumps(found), "a text of at most 512")
+    params = message.get("params")
+    if params is None:
+        params = {}
+    if not isinstance(params, dict):
+        raise InvalidOption("params", json.dumps(params), "a JSON object or null")
+    urls = {name: _url(name, message.get(name), hosts) for name in _URLS}
+    return StartRequest(found, params=params, **urls)
+
+
+def parse_object(body: bytes, example: str) -> dict[str, Any]:
+    """Raises BadMessage."""
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError):
+        message = None
+    if not isinstance(message, dict):
+        found = repr(body[:80].decode("utf-8", "replace")) if body else "empty"
+        raise BadMessage(found, f"a JSON object such as {example}")
+    return message
+
+
+def parse_control(body: bytes) -> dict[str, Any] | None:
+    """The update in one message of the control channel; None for a keepalive. Raises BadMessage."""
+    message = parse_object(body, '{"language": "de"}')
+    return message if message.keys() - {"keep"} else None
+
+
+def _url(name: str, value: object, hosts: frozenset[str]) -> str | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise InvalidOption(name, json.dumps(value), "a URL")
+    try:
+        parts = urlsplit(value)
+        host = (parts.hostname or "").lower()
+    except ValueError:
+        raise ForbiddenUrl(name, value, "a URL") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ForbiddenUrl(name, value, "http:// or https:// and a host")
+    if hosts and host not in hosts:
+        allowed = ", ".join(sorted(hosts))
+        raise ForbiddenUrl(name, value, f"a host that is allowed: {allowed}")
+    return value
+
+
+def known_options(options: Options, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `values` that jobs of this kind understand: clients send others, such as sizes of
+    pictures."""
+    if options.model_config.get("extra") == "allow":
+        return dict(values)
+    return {name: values[name] for name in type(options).model_fields if name in values}
+
+
+class StreamState(StrEnum):
+    """ai-runner's words, which dashboards know."""
+
+    OFFLINE = "OFFLINE"
+    """Nothing has come yet."""
+    ONLINE = "ONLINE"
+    DEGRADED_INPUT = "DEGRADED_INPUT"
+    """What comes has no audio, cannot be decoded, or has stopped coming."""
+    DEGRADED_INFERENCE = "DEGRADED_INFERENCE"
+    """Words come late."""
+    ERROR = "ERROR"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """All that is known of a stream at one moment; times in s since the epoch, None for never."""
+
+    start_time: float
+    now: float
+    pipeline: str
+    last_input_time: float | None
+    last_output_time: float | None
+    last_params_time: float | None
+    params: Mapping[str, Any]
+    problem: str | None
+    problem_time: float | None
+    failed: bool
+    counters: Mapping[str, Any]
+    segments_received: int
+    segments_skipped: int
+    segments_dropped: int
+    segments_left_out: int
+    segments_relayed: int
+
+    @property
+    def state(self) -> StreamState:
+        if self.failed:
+            return StreamState.ERROR
+        if self.last_input_time is None:
+            return StreamState.OFFLINE
+        without_audio = not self.counters.get("audio_seconds") and self.problem is not None
+        if without_audio or self.now - self.last_input_time > _QUIET_SECONDS:
+            return StreamState.DEGRADED_INPUT
+        if self.counters.get("lag_seconds", 0.0) > _LAG_SECONDS:
+            return StreamState.DEGRADED_INFERENCE
+        return StreamState.ONLINE
+
+
+def status_event(account: Account) -> dict[str, Any]:
+    """What a gateway answers to `GET /process/stream/{id}/status`, whole."""
+    return {
+        "type": "status",
+        "pipeline": account.pipeline,
+        "state": account.state,
+        "start_time": _ms(account.start_time),
+        "last_state_update_time": _ms(account.now),
+        "input_status": {
+            "last_input_time": _ms(account.last_input_time),
+            "fps": 0.0,
+            "segments_received": account.segments_received,
+            "segments_skipped": account.segments_skipped,
+            "segments_dropped": account.segments_dropped,
+            "segments_left_out": account.segments_left_out,
+        },
+        "inference_status": {
+            "last_output_time": _ms(account.last_output_time),
+            "fps": 0.0,
+            "last_params_update_time": _ms(account.last_params_time),
+            "last_params": dict(account.params),
+            "last_params_hash": _digest(account.params),
+            "last_error_time": _ms(account.problem_time),
+            "last_error": account.problem,
+            "last_restart_time": None,
+            "last_restart_logs": None,
+            "restart_count": 0,
+        },
+        "segments_relayed": account.segments_relayed,
+        **account.counters,
+        "rtf": _rtf(account.counters),
+    }
+
+
+def heartbeat_event(account: Account, urls: Mapping[str, str | None]) -> dict[str, Any]:
+    """PyTrickle's."""
+    return {"type": "heartbeat", "timestamp": _ms(account.now), "urls": dict(urls), "fps": {}}
+
+
+def wrapped(event: Mapping[str, Any], queue: str) -> bytes:
+    """One segment of the events channel."""
+    return json.dumps({"event": event, "queue_event_type": queue}, ensure_ascii=False).encode()
+
+
+def _rtf(counters: Mapping[str, Any]) -> float | None:
+    seconds = counters.get("audio_seconds")
+    return round(counters.get("decode_seconds", 0.0) / seconds, 4) if seconds else None
+
+
+def _ms(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1000)
+
+
+def _digest(params: Mapping[str, Any]) -> str:
+    text = json.dumps(dict(params), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,381 @@
+"""One stream of an orchestrator: its channels around one job."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+import aiohttp
+
+from whisper_byoc.audio import AudioFormat
+from whisper_byoc.errors import BadMessage, RequestError, ServiceError, SlowReader
+from whisper_byoc.jobs import Job, JobLog
+from whisper_byoc.metrics import Metrics
+from whisper_byoc.settings import WorkerSettings
+from whisper_byoc.transcript import EndReason, Event, Failure, Payload, event_line
+from whisper_byoc.trickle.client import ClientOptions, Publisher, Subscriber, open_session
+from whisper_byoc.trickle.local import LocalChannel, LocalReader
+from whisper_byoc.trickle.protocol import ChannelEnded, TrickleError
+from whisper_byoc.worker.messages import (
+    KEEPALIVE_LINE,
+    MAX_LINE_BYTES,
+    Account,
+    StartRequest,
+    heartbeat_event,
+    parse_control,
+    status_event,
+    wrapped,
+)
+
+logger = logging.getLogger(__name__)
+
+_MAX_WAITING_SEGMENTS = 4096
+_MAX_WAITING_EVENTS = 64
+_MAX_CONTROL_BYTES = 1 << 20
+_HOLD_SECONDS = 0.5
+"""Before the first line of data: a gateway begins to read shortly after our answer, at the live
+edge, and what came before is lost to it."""
+_GAP_SECONDS = 0.05
+"""Between two lines of data: behind a gateway's reader is a ring of five."""
+_SETTLE_SECONDS = 0.25
+"""Between the last words and the answer to a stop, upon which the channels are closed at once."""
+_HEARTBEATS, _STATUS, _TRACE = "stream_heartbeat", "ai_stream_status", "stream_trace"
+_EVENTS = "ai_stream_events"
+
+Update = Callable[[Job, Mapping[str, Any]], None]
+
+
+class Session:
+    """Reads the input of one stream, has a job work on it, and tells of both.
+
+    Owned by `Sessions`: `run` is its one task, which ends by `stop`, by the end or loss of a
+    channel, by the end of the job, or by silence; all of them flush. Its tasks and connections end
+    with it. Input waits in a channel of this process: the oldest segments give way when the job is
+    too slow, and they are counted. Events wait for their channel, the newest 64.
+    """
+
+    def __init__(
+        self,
+        request: StartRequest,
+        job: Job,
+        settings: WorkerSettings,
+        pipeline: str,
+        verify_tls: bool,
+        audio_format: AudioFormat | None,
+        update: Update,
+        metrics: Metrics,
+    ) -> None:
+        self.request = request
+        self.job = job
+        self.stopping = asyncio.Event()
+        self._done = asyncio.Event()
+        self._settings = settings
+        self._options = ClientOptions(settings.retry_seconds, verify_tls=verify_tls)
+        self._pipeline = pipeline
+        self._audio_format = audio_format
+        self._update = update
+        self._metrics = metrics
+        self._reason = EndReason.STOPPED
+        self._input = LocalChannel(
+            "", num_slots=_MAX_WAITING_SEGMENTS, max_bytes=settings.max_waiting_bytes
+        )
+        self._to_job = LocalReader(self._input)
+        self._events: deque[bytes] = deque(maxlen=_MAX_WAITING_EVENTS)
+        self._event_came = asyncio.Event()
+        self._started = time.time()
+        self._last_heard = time.monotonic()
+        self._last_input: float | None = None
+        self._last_output: float | None = None
+        self._last_params: float | None = None
+        self._params = dict(request.params)
+        self._problem: tuple[str, float] | None = None
+        self._num_received = self._num_skipped = self._num_relayed = 0
+        self._logger = JobLog(logger, {"job": job.job_id})
+
+    async def stop(self, reason: EndReason) -> None:
+        """Take no more input and flush; returns when the last words have been published, or when
+        `stop_seconds` are over."""
+        self._end(reason)
+        await self._done.wait()
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Other values for some options. Raises RequestError; the stream goes on."""
+        self._update(self.job, values)
+        self._heard()
+        self._params |= values
+        self._last_params = time.time()
+        self._tell({"type": "params_updated", "params": dict(values)}, _EVENTS)
+
+    def account(self) -> Account:
+        """What is known of the stream now."""
+        problem = self.job.failure or self.job.problem
+        if problem is not None and (self._problem is None or self._problem[0] != str(problem)):
+            self._problem = (str(problem), time.time())
+        text, when = self._problem or (None, None)
+        return Account(
+            start_time=self._started,
+            now=time.time(),
+            pipeline=self._pipeline,
+            last_input_time=self._last_input,
+            last_output_time=self._last_output,
+            last_params_time=self._last_params,
+            params=self._params,
+            problem=text,
+            problem_time=when,
+            failed=self.job.failure is not None,
+            counters=self.job.counters(),
+            segments_received=self._num_received,
+            segments_skipped=self._num_skipped,
+            segments_dropped=self._to_job.num_skipped,
+            segments_left_out=self.job.num_problems,
+            segments_relayed=self._num_relayed,
+        )
+
+    async def run(self) -> None:
+        """Serve the stream to its end. Cancelling it ends the stream without a flush."""
+        self._logger.info("stream %s started", self.request.stream_id)
+        self._tell({"type": "runner_receive_stream_request"}, _TRACE)
+        try:
+            async with open_session(self._options) as http, asyncio.TaskGroup() as group:
+                telling = group.create_task(self._guard(self._tell_events(http)))
+                listening = [
+                    group.create_task(self._guard(work))
+                    for work in (self._read_input(http), self._read_control(http))
+                ]
+                watching = group.create_task(self._watch())
+                working = [
+                    group.create_task(self._guard(work))
+                    for work in (self._feed(), self._relay(http), self._write_output(http))
+                ]
+                await self.stopping.wait()
+                for task in (*listening, watching):
+                    task.cancel()
+                self._input.finish()
+                try:
+                    async with asyncio.timeout(self._settings.stop_seconds):
+                        await asyncio.wait(working)
+                        self._tell({"type": "stream_stopped", "reason": self._reason}, _EVENTS)
+                        await telling
+                        await asyncio.sleep(_SETTLE_SECONDS)
+                except TimeoutError:
+                    self._logger.warning("not flushed within %.1f s", self._settings.stop_seconds)
+                finally:
+                    for task in (telling, *working):
+                        task.cancel()
+        finally:
+            self._done.set()
+            self._logger.info(
+                "stream ended, reason %s, %d segments, %d skipped, %d dropped, %d relayed",
+                self._reason,
+                self._num_received,
+                self._num_skipped,
+                self._to_job.num_skipped,
+                self._num_relayed,
+            )
+
+    def _end(self, reason: EndReason) -> None:
+        if not self.stopping.is_set():
+            self._reason = reason
+            self.stopping.set()
+            self._event_came.set()
+
+    async def _guard(self, work: Awaitable[None]) -> None:
+        """Whatever ends one of the works ends the stream, and in good order."""
+        reason = EndReason.EOF
+        try:
+            await work
+        except ChannelEnded as ended:
+            self._logger.info("%s", ended)
+        except ServiceError as error:
+            self._logger.warning("%s", error)
+            self._problem = (str(error), time.time())
+            lost = isinstance(error, TrickleError)
+            reason = EndReason.DISCONNECTED if lost else EndReason.ERROR
+        self._end(reason)
+
+    def _heard(self) -> None:
+        self._last_heard = time.monotonic()
+        self.job.keep_alive()
+
+    def _tell(self, event: Mapping[str, Any], queue: str) -> None:
+        self._events.append(wrapped(event, queue))
+        self._event_came.set()
+
+    # Input
+
+    async def _read_input(self, http: aiohttp.ClientSession) -> None:
+        """Take segments as fast as they come, whatever the job does with them."""
+        if self.request.subscribe_url is None:
+            await asyncio.Event().wait()  # until the stream is stopped
+            return
+        async with Subscriber(self.request.subscribe_url, http, self._options) as subscriber:
+            async for segment in subscriber:
+                self._num_received += 1
+                self._metrics.segments_received.inc()
+                if self._num_received == 1:
+                    self._tell({"type": "runner_receive_first_ingest_segment"}, _TRACE)
+                self._metrics.segments_skipped.inc(subscriber.num_skipped - self._num_skipped)
+                self._num_skipped = subscriber.num_skipped
+                await self._keep(segment.chunks())
+
+    async def _keep(self, chunks: AsyncIterator[bytes]) -> None:
+        kept = self._input.begin(self._input.next_write)
+        self._input.receive_first_byte(kept, time.monotonic())
+        try:
+            async for chunk in chunks:
+                self._last_input = time.time()
+                self._heard()
+                if len(kept) + len(chunk) > self._settings.max_segment_bytes:
+                    self._input.end(kept)
+                    kept = self._input.begin(self._input.next_write)
+                    self._input.receive_first_byte(kept, time.monotonic())
+                self._input.write(kept, chunk)
+        finally:
+            self._input.end(kept)
+
+    async def _feed(self) -> None:
+        """The input into the job, then its end."""
+        await self.job.receive_segments(self._to_job, self._audio_format)
+        if not self.stopping.is_set():  # the job has ended by itself
+            self._end(EndReason.ERROR if self.job.failure else EndReason.EOF)
+        await self.job.stop(self._reason)
+
+    async def _relay(self, http: aiohttp.ClientSession) -> None:
+        """The input as it came, to whoever wants media out."""
+        url = self.request.publish_url
+        if url is None or not self.job.relays_input:
+            await self.stopping.wait()
+            return
+        reader = LocalReader(self._input)
+        publisher = Publisher(url, http, "video/MP2T", self._options)
+        try:
+            async for chunks in reader:
+                await publisher.publish(b"".join([chunk async for chunk in chunks]))
+                self._num_relayed += 1
+        except TrickleError as error:  # the words go on without the picture
+            self._logger.warning("relay: %s", error)
+            reader.close()
+            await self.stopping.wait()
+
+    # Output
+
+    async def _write_output(self, http: aiohttp.ClientSession) -> None:
+        """Every event of the job to the channel it belongs to, until the last."""
+        data = self._publisher(http, self.request.data_url, "application/jsonl")
+        media = data
+        if self.request.publish_url and not self.job.relays_input:
+            media = self._publisher(http, self.request.publish_url, "video/MP2T")
+        keepalive = self._settings.data_keepalive_seconds
+        pace = _Pace()
+        async for event in self._events_of_job(keepalive):
+            if isinstance(event, Payload):
+                await _publish(media, event.data)
+            else:
+                await pace.wait()
+                await _publish(data, _line(event))
+            if isinstance(event, Failure):
+                self._tell({"type": "error", "error": event.message}, _EVENTS)
+            if event is not None:
+                if self._last_output is None:
+                    self._tell({"type": "runner_send_first_processed_segment"}, _TRACE)
+                self._last_output = time.time()
+
+    async def _events_of_job(self, idle_seconds: float) -> AsyncIterator[Event | None]:
+        """None after each idle time. A channel that is slower than the job keeps what it can."""
+        after = -1
+        while True:
+            try:
+                async for event in self.job.log.read(after, idle_seconds):
+                    if event is not None:
+                        after = event.seq
+                    yield event
+                return
+            except SlowReader as error:
+                self._logger.warning("data channel: %s", error)
+                self._metrics.slow_readers.inc()
+
+    def _publisher(
+        self, http: aiohttp.ClientSession, url: str | None, mime: str
+    ) -> Publisher | None:
+        return None if url is None else Publisher(url, http, mime, self._options)
+
+    async def _tell_events(self, http: aiohttp.ClientSession) -> None:
+        """Heartbeats and status from the first second to the last, and what happens between."""
+        publisher = self._publisher(http, self.request.events_url, "application/json")
+        while True:
+            last = self.stopping.is_set() and self.job.state == "ended"
+            account = self.account()
+            urls = {"subscribe": self.request.subscribe_url, "publish": self.request.publish_url}
+            await _publish(publisher, wrapped(heartbeat_event(account, urls), _HEARTBEATS))
+            await _publish(publisher, wrapped(status_event(account), _STATUS))
+            while self._events:
+                await _publish(publisher, self._events.popleft())
+            if last:
+                return
+            self._event_came.clear()
+            try:
+                async with asyncio.timeout(self._settings.heartbeat_seconds):
+                    await self._event_came.wait()
+            except TimeoutError:
+                pass
+
+    # Control
+
+    async def _read_control(self, http: aiohttp.ClientSession) -> None:
+        if self.request.control_url is None:
+            await asyncio.Event().wait()  # until the stream is stopped
+            return
+        async with Subscriber(self.request.control_url, http, self._options) as subscriber:
+            async for segment in subscriber:
+                self._heard()
+                body = b"".join([chunk async for chunk in segment.chunks()])
+                try:
+                    self._obey(body)
+                except RequestError as error:
+                    self._logger.warning("control: %s", error)
+                    self._tell({"type": "warning", "message": str(error)}, _EVENTS)
+
+    def _obey(self, body: bytes) -> None:
+        if len(body) > _MAX_CONTROL_BYTES:
+            raise BadMessage(f"{len(body)} bytes", f"at most {_MAX_CONTROL_BYTES}")
+        if body and (values := parse_control(body)) is not None:
+            self.update(values)
+
+    async def _watch(self) -> None:
+        """A stream that nobody sends to may go on; one that nobody holds any more may not."""
+        limit = self._settings.silence_seconds
+        beat = min(self._settings.heartbeat_seconds, limit / 2)
+        while time.monotonic() - self._last_heard < limit:
+            self.job.keep_alive()
+            await asyncio.sleep(beat)
+        self._logger.warning("nothing from the orchestrator for %.0f s", limit)
+        self._end(EndReason.IDLE)
+
+
+def _line(event: Event | None) -> bytes:
+    """One line of the data channel, without words where they would make it too long."""
+    if event is None:
+        return KEEPALIVE_LINE
+    line = event_line(event).encode() + b"\n"
+    if len(line) > MAX_LINE_BYTES:
+        line = event_line(event, words=False).encode() + b"\n"
+    return line
+
+
+async def _publish(publisher: Publisher | None, data: bytes) -> None:
+    if publisher is not None:
+        await publisher.publish(data)
+
+
+class _Pace:
+    """Keeps lines apart, and the first one from the start."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._free = self._loop.time() + _HOLD_SECONDS
+
+    async def wait(self) -> None:
+        await asyncio.sleep(self._free - self._loop.time())
+        self._free = self._loop.time() + _GAP_SECONDS

@@ -1,0 +1,151 @@
+"""All streams of the worker door: admission, and which of them a request means."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from whisper_byoc.audio import AudioFormat, format_of_content_type
+from whisper_byoc.errors import (
+    Draining,
+    InvalidOption,
+    RequestError,
+    StreamExists,
+    TooManyJobs,
+    UnknownStream,
+)
+from whisper_byoc.jobs import Job, Jobs, JobState
+from whisper_byoc.metrics import Metrics
+from whisper_byoc.settings import Settings
+from whisper_byoc.transcript import EndReason
+from whisper_byoc.worker.messages import StartRequest, known_options
+from whisper_byoc.worker.session import Session
+
+logger = logging.getLogger(__name__)
+
+_RETRY_AFTER_SECONDS = 5
+
+
+class Sessions:
+    """Owns the running streams and their tasks. `serve` must be entered first.
+
+    A stream needs a job, so it is bounded by `max_jobs` and, where that is less, by the capacity
+    that orchestrators are told: they do not enforce it.
+    """
+
+    def __init__(self, jobs: Jobs, settings: Settings, metrics: Metrics) -> None:
+        self._jobs = jobs
+        self._settings = settings
+        self._metrics = metrics
+        self._running: dict[str, Session] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._group: asyncio.TaskGroup | None = None
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[None]:
+        """Run streams while inside; leaving cancels those that `drain` has not waited for."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            try:
+                yield
+            finally:
+                self._group = None
+                for task in self._tasks:
+                    task.cancel()
+
+    @property
+    def running(self) -> Sequence[Session]:
+        return list(self._running.values())
+
+    def start(self, request: StartRequest) -> Session:
+        """A stream with a job of its own; the one that runs already when all is the same.
+
+        Raises InvalidOption, StreamExists, TooManyJobs and Draining.
+        """
+        running = self._running.get(request.stream_id)
+        if running is not None:
+            if running.request == request and not running.stopping.is_set():
+                return running
+            raise StreamExists(_RETRY_AFTER_SECONDS, request.stream_id)
+        capacity = self._settings.capability.capacity or self._settings.jobs.max_jobs
+        if self._group is None:
+            raise Draining(_RETRY_AFTER_SECONDS)
+        if len(self._running) >= capacity:
+            raise TooManyJobs(_RETRY_AFTER_SECONDS, len(self._running))
+        audio_format = _audio_format(request.params)
+        session = Session(
+            request,
+            self._open_job(request),
+            self._settings.worker,
+            self._settings.capability.pipeline,
+            self._settings.orchestrator.verify_tls,
+            audio_format,
+            self._change,
+            self._metrics,
+        )
+        self._running[request.stream_id] = session
+        task = self._group.create_task(self._run(session))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return session
+
+    def select(self, named: str | None) -> Session:
+        """The stream of this id; where one runs alone it is meant whatever the id says, since
+        clients choose the id of an update. Raises UnknownStream."""
+        if named is not None and named in self._running:
+            return self._running[named]
+        if len(self._running) == 1:
+            return self.running[0]
+        raise UnknownStream(named, len(self._running))
+
+    async def stop(self, named: str | None) -> Session | None:
+        """Stop the stream of this id, or where none is named the only one; None where there is
+        nothing to stop. Returns when its last words are published."""
+        session = self._running.get(named) if named is not None else None
+        if named is None and len(self._running) == 1:
+            session = self.running[0]
+        if session is not None:
+            await session.stop(EndReason.STOPPED)
+        return session
+
+    async def drain(self) -> None:
+        """Stop every stream, each within its own time."""
+        await asyncio.gather(*(session.stop(EndReason.SHUTDOWN) for session in self.running))
+
+    async def _run(self, session: Session) -> None:
+        try:
+            await session.run()
+        finally:
+            if session.job.state is not JobState.ENDED:
+                await self._jobs.cut_off(session.job.job_id)
+            self._metrics.segments_dropped.inc(session.account().segments_dropped)
+            del self._running[session.request.stream_id]
+
+    def _open_job(self, request: StartRequest) -> Job:
+        kind = self._jobs.kind
+        defaults = kind.options()
+        options = defaults.changed(known_options(defaults, request.params))
+        job_id = request.job_id
+        before = self._jobs.find(job_id)
+        if before is not None:
+            if before.state is not JobState.ENDED:
+                raise StreamExists(_RETRY_AFTER_SECONDS, request.stream_id)
+            self._jobs.forget(job_id)  # the same stream once more, after a swap and back
+        return self._jobs.open(job_id, options)
+
+    def _change(self, job: Job, values: Mapping[str, Any]) -> None:
+        self._jobs.change(job, known_options(job.options, values))
+
+
+def _audio_format(params: Mapping[str, Any]) -> AudioFormat | None:
+    """What `content_type` says of segments that are no container. Raises InvalidOption."""
+    value = params.get("content_type")
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise InvalidOption("content_type", repr(value), "a text such as audio/pcm;rate=8000")
+    try:
+        return format_of_content_type(value)
+    except RequestError as error:
+        raise InvalidOption("content_type", value, str(error)) from error
