@@ -6,6 +6,7 @@ stream through it, with what its gateway has read and which watchdog has ended i
 """
 
 import asyncio
+import io
 import json
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -70,11 +71,15 @@ class Orchestrator:
         self.times = times
         self.secret = secret
         self.url = ""
-        self.trickle = TrickleServer(idle_seconds=times.idle, sweep_seconds=times.sweep)
+        self.deletions: list[str] = []
+        self.trickle = TrickleServer(
+            idle_seconds=times.idle,
+            sweep_seconds=times.sweep,
+            before_delete=self.deletions.append,
+        )
         self.capabilities: dict[str, Capability] = {}
         self.registered = asyncio.Event()
         self.unregistered = asyncio.Event()
-        self.deletions: list[str] = []
         self.routes = [
             Mount("/ai/trickle", routes=self.trickle.routes),
             Route("/capability/register", self._register, methods=["POST"]),
@@ -138,7 +143,7 @@ class Orchestrator:
         job = f"{capability.url}/live/gateway-{id(request):x}"
         async with aiohttp.ClientSession() as http:
             async with http.put(
-                f"{job}/source", data=await request.body(), headers=headers
+                f"{job}/source", data=io.BytesIO(await request.body()), headers=headers
             ) as answer:
                 if answer.status >= 400:
                     return Response(
@@ -217,7 +222,7 @@ class Stream:
         headers = {"Content-Type": "video/MP2T"}
         async with (
             aiohttp.ClientSession() as http,
-            http.post(url, data=segment, headers=headers) as answer,
+            http.post(url, data=io.BytesIO(segment), headers=headers) as answer,
         ):
             assert answer.status == 200, await answer.text()
         self._last_input = self._loop.time()

@@ -39,9 +39,10 @@ ALLOWED = {
     "processing": {
         "audio", "eventlog", "jobs", "metrics", "options", "settings", "transcript",
     },
+    "feeds": {"jobs", "transcript", "trickle"},
     "worker": {"audio", "jobs", "metrics", "options", "settings", "transcript", "trickle"},
     "service": {
-        "inference", "jobs", "metrics", "processing", "registration", "settings",
+        "feeds", "inference", "jobs", "metrics", "processing", "registration", "settings",
         "transcription", "worker",
     },
     "routes": {

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from whisper_byoc import errors
-from whisper_byoc.routes import live, system, worker
+from whisper_byoc.routes import batch, live, segments, socket, system, worker
 from whisper_byoc.routes.answers import answer_error, error_document
 from whisper_byoc.service import Service
 
@@ -29,7 +29,14 @@ def build_app(service: Service) -> Starlette:
             yield
 
     app = Starlette(
-        routes=[*system.routes, *worker.routes, *live.routes],
+        routes=[
+            *system.routes,
+            *worker.routes,
+            *segments.routes,
+            *live.routes,
+            *socket.routes,
+            *batch.routes,
+        ],
         middleware=[Middleware(Slashes), Middleware(RunnerSessions, service=service)],
         lifespan=lifespan,
         exception_handlers={errors.ServiceError: answer_error, HTTPException: answer_http_error},

@@ -16,6 +16,7 @@ import uvicorn
 from whisper_byoc.app import build_app
 from whisper_byoc.errors import ConfigurationError, ServiceError
 from whisper_byoc.inference.weights import find_weights
+from whisper_byoc.processing import load_processor
 from whisper_byoc.service import VERSION, Service
 from whisper_byoc.settings import ServerSettings, drop_secrets, read_settings
 
@@ -46,16 +47,24 @@ def cli() -> None:
 @cli.command()
 @click.option("--host", help="Address to listen on (WHISPER_SERVER_HOST).")
 @click.option("--port", type=int, help="Port to listen on (WHISPER_SERVER_PORT).")
-def serve(host: str | None, port: int | None) -> None:
+@click.option(
+    "--processor", metavar="MODULE:CLASS", help="Host this in place of Whisper (examples/)."
+)
+def serve(host: str | None, port: int | None, processor: str | None) -> None:
     """Serve until SIGTERM or SIGINT; settings come from WHISPER_* in the environment."""
     try:
         settings = read_settings()
-        given = {"host": host, "port": port}
+        given = {"host": host, "port": port, "processor": processor}
         server = settings.server.model_dump() | {k: v for k, v in given.items() if v is not None}
         settings = read_settings(server=server)
         drop_secrets(os.environ)
-        for name in settings.model.names:
-            find_weights(settings.model.directory, name)
+        hosted = None
+        if settings.server.processor:
+            sys.path.insert(0, os.getcwd())
+            hosted = load_processor(settings.server.processor)
+        else:
+            for name in settings.model.names:
+                find_weights(settings.model.directory, name)
     except ServiceError as error:
         click.echo(f"whisper-byoc: {error}", err=True)
         sys.exit(EXIT_MISCONFIGURED)
@@ -69,7 +78,7 @@ def serve(host: str | None, port: int | None) -> None:
         address = f"{settings.server.host} port {settings.server.port}"
         click.echo(f"whisper-byoc: cannot listen on {address}: {error.strerror}", err=True)
         sys.exit(EXIT_MISCONFIGURED)
-    service = Service(settings)
+    service = Service(settings, processor=hosted)
     config = uvicorn.Config(
         build_app(service),
         log_config=None,

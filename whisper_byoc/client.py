@@ -1,11 +1,13 @@
-"""A client for door 1: audio in, events out. The scripts use it, and so may anyone."""
+"""Clients: audio in and events out, or one payload in and one out. The scripts use them, and so may
+anyone."""
 
 import asyncio
+import io
 from codecs import getincrementaldecoder
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 import aiohttp
@@ -29,6 +31,53 @@ class ClientError(ServiceError):
         return self.message if self.status is None else f"{self.message} (HTTP {self.status})"
 
 
+class TrickleClient:
+    """One payload in, one out: the call that Livepeer's BYOC tutorial makes.
+
+    url: of a server, or of a gateway with its path as `path`. model_id: refused with 404 where
+    another one is served. As an async context manager it keeps its connection between calls.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        path: str = "/process",
+        model_id: str | None = None,
+    ) -> None:
+        self._url = url.rstrip("/") + path
+        self._headers = {"Content-Type": "application/octet-stream", "Accept": "text/plain"}
+        if model_id is not None:
+            self._headers["X-Model-Id"] = model_id
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = _open_session()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def process_frame(self, data: bytes) -> bytes:
+        """What the server makes of one payload: a frame of a processor, UTF-8 text of Whisper;
+        nothing of nothing. Raises ClientError."""
+        if self._session is not None:
+            return await self._process(self._session, data)
+        async with _open_session() as session:
+            return await self._process(session, data)
+
+    async def _process(self, session: aiohttp.ClientSession, data: bytes) -> bytes:
+        try:
+            body = io.BytesIO(data)  # aiohttp warns of large bytes as they are
+            async with session.post(self._url, data=body, headers=self._headers) as response:
+                if response.status >= 400:
+                    raise await _error_of(response)
+                return await response.read()
+        except aiohttp.ClientError as error:
+            raise ClientError(f"POST {self._url}: {str(error) or type(error).__name__}") from error
+
+
 class LiveClient:
     """One connection pool to one server; use it as an async context manager.
 
@@ -40,8 +89,7 @@ class LiveClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "LiveClient":
-        timeout = aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS)
-        self._session = aiohttp.ClientSession(timeout=timeout)
+        self._session = _open_session()
         return self
 
     async def __aexit__(
@@ -139,6 +187,11 @@ class LiveClient:
         except aiohttp.ClientError as error:
             problem = str(error) or type(error).__name__
             raise ClientError(f"{method} {self._url}{path}: {problem}") from error
+
+
+def _open_session() -> aiohttp.ClientSession:
+    timeout = aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS)
+    return aiohttp.ClientSession(timeout=timeout)
 
 
 async def _error_of(response: aiohttp.ClientResponse) -> ClientError:

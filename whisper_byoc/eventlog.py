@@ -44,6 +44,11 @@ class EventLog:
         self._changed = asyncio.Event()
 
     @property
+    def dropped_seq(self) -> int:
+        """The newest event that has given way; -1 for none."""
+        return self._dropped_seq
+
+    @property
     def next_seq(self) -> int:
         """Behind the newest event."""
         newest = self._events[-1].seq if self._events else -1

@@ -232,6 +232,9 @@ class Job(ABC):
                 await self._end_input(reason)
         await self._done.wait()
 
+    async def until_ended(self) -> None:
+        await self._done.wait()
+
     async def run(self) -> None:
         """Work until the stream has ended and everything is flushed."""
         self._metrics.jobs_started.inc()

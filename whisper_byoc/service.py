@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from enum import StrEnum
 
 from whisper_byoc.errors import NotReady, ServiceError, first_of
+from whisper_byoc.feeds import Feeds
 from whisper_byoc.inference.engine import Engine, open_engine
 from whisper_byoc.inference.voice import open_voice_activity
 from whisper_byoc.jobs import JobKind, Jobs
@@ -38,7 +39,7 @@ class Health(StrEnum):
 
 
 class Service:
-    """Owns engine, voice activity, jobs, streams and registration; `serve` opens them. One a process.
+    """Owns engine, voice activity, jobs, streams and registration; `serve` opens them.
 
     processor: what is hosted in place of Whisper. All load in the background, so that health can be
     asked at once. `failure` is why they did not. `runner_sessions` counts the requests that are
@@ -60,6 +61,7 @@ class Service:
         self._jobs: Jobs | None = None
         self._sessions: Sessions | None = None
         self._registration: Registration | None = None
+        self.feeds = Feeds()
         self.runner_sessions: Counter[str] = Counter()
         self._settled = asyncio.Event()
         self._closing = asyncio.Event()
@@ -129,6 +131,7 @@ class Service:
                 await stack.enter_async_context(jobs.serve())
                 sessions = Sessions(jobs, self.settings, self.metrics)
                 await stack.enter_async_context(sessions.serve())
+                await stack.enter_async_context(self.feeds.serve())
                 self._jobs, self._sessions = jobs, sessions
                 self._log_ready(kind, time.monotonic() - began)
                 self._settled.set()

@@ -70,6 +70,9 @@ class ServerSettings(Group):
     host: str = Field("0.0.0.0", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     log_level: LogLevel = Field(LogLevel.INFO, description="debug, info, warning or error")
+    processor: str = Field(
+        "", description="module:Class of a processor to host in place of Whisper"
+    )
     drain_seconds: float = Field(
         20.0, ge=0, le=600, description="s given to running jobs to flush after SIGTERM"
     )

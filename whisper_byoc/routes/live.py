@@ -5,9 +5,9 @@ import json
 import re
 from collections.abc import AsyncIterator, Coroutine
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -31,6 +31,7 @@ from whisper_byoc.transcript import EndReason, Format, Writer, choose_format
 
 MODEL_HEADER = "X-Model-Id"
 MAX_CONTROL_BYTES = 65536
+T = TypeVar("T")
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for its log; no one is left to read it."""
 
@@ -52,13 +53,13 @@ class Control(StrEnum):
 
 async def put_source(request: Request) -> Response:
     """Take one body. Its end is the end of the stream, unless `?final=false`."""
-    service, job_id = _checked(request)
+    service, job_id = checked(request)
     final = _boolean(request, "final")
     job = service.jobs.find(job_id)
-    _options(request, service, job)
+    options_of(request, service, job)
     audio_format = format_of_content_type(request.headers.get("Content-Type"))
-    _check_encoding(request)
-    _check_length(request, service.settings.jobs.max_body_bytes)
+    check_encoding(request)
+    check_length(request, service.settings.jobs.max_body_bytes)
     if job is not None:
         job.check_receives()
     chunks = _chunks(request)
@@ -71,7 +72,7 @@ async def put_source(request: Request) -> Response:
         raise NoAudio(service.settings.jobs.idle_seconds) from None
     job = service.jobs.find(job_id)  # another request may have begun or ended it meanwhile
     if first:
-        options = _options(request, service, job)
+        options = options_of(request, service, job)
         if job is None:
             job = service.jobs.open(job_id, options)
         job.check_receives()
@@ -93,16 +94,16 @@ async def put_source(request: Request) -> Response:
             "audio_seconds": round(job.audio_seconds, 3) if job else 0.0,
             "state": job.state if job else None,
         },
-        headers=_model_header(service, job),
+        headers=model_header(service, job),
     )
 
 
 async def get_output(request: Request) -> Response:
     """Stream the transcript from its beginning, whenever the job begins or has ended."""
-    service, job_id = _checked(request)
+    service, job_id = checked(request)
     chosen = choose_format(request.query_params.get("format"), request.headers.get("Accept"))
     after = _last_event_id(request) if chosen is Format.SSE else -1
-    job = await _while_connected(request, service.jobs.wait_for(job_id))
+    job = await while_connected(request, service.jobs.wait_for(job_id))
     if job is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     idle_seconds = service.settings.jobs.keepalive_seconds
@@ -113,29 +114,29 @@ async def get_output(request: Request) -> Response:
             "Content-Type": content_type,
             "Cache-Control": "no-store",
             "X-Accel-Buffering": "no",
-            **_model_header(service, job),
+            **model_header(service, job),
         },
     )
 
 
 async def get_job(request: Request) -> Response:
-    service, job_id = _checked(request)
+    service, job_id = checked(request)
     job = service.jobs.get(job_id)
-    return JSONResponse(job.document(), headers=_model_header(service, job))
+    return JSONResponse(job.document(), headers=model_header(service, job))
 
 
 async def delete_job(request: Request) -> Response:
     """Stop a running job after a flush; forget an ended one."""
-    service, job_id = _checked(request)
+    service, job_id = checked(request)
     job = await service.jobs.delete(job_id)
     forgotten = service.jobs.find(job_id) is None
     document = {**job.document(), "forgotten": forgotten}
-    return JSONResponse(document, headers=_model_header(service, job))
+    return JSONResponse(document, headers=model_header(service, job))
 
 
 async def post_control(request: Request) -> Response:
     """One control message: JSON with its `type`, answered when it has been obeyed."""
-    service, job_id = _checked(request)
+    service, job_id = checked(request)
     try:
         async with asyncio.timeout(service.settings.jobs.idle_seconds):
             message = await _message(request)
@@ -143,14 +144,7 @@ async def post_control(request: Request) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     except TimeoutError:
         raise NoAudio(service.settings.jobs.idle_seconds) from None
-    kind = _control(message.get("type"))
-    names = ("type", "options") if kind in (Control.START, Control.OPTIONS) else ("type",)
-    for name in message:
-        if name not in names:
-            raise InvalidOption("control message", name, "no more than " + " and ".join(names))
-    values = message.get("options", {})
-    if not isinstance(values, dict):
-        raise InvalidOption("options", json.dumps(values), "a JSON object")
+    kind, values = read_control(message)
     if kind is Control.START:
         options = service.jobs.kind.options().changed(values)
         if service.jobs.find(job_id) is not None:
@@ -169,7 +163,7 @@ async def post_control(request: Request) -> Response:
                 job.keep_alive()
             case Control.CLOSE:
                 await job.stop(EndReason.STOPPED)
-    return JSONResponse(job.document(), headers=_model_header(service, job))
+    return JSONResponse(job.document(), headers=model_header(service, job))
 
 
 async def _message(request: Request) -> dict[str, Any]:
@@ -180,6 +174,11 @@ async def _message(request: Request) -> dict[str, Any]:
         if len(body) > MAX_CONTROL_BYTES:
             expected = f"at most {MAX_CONTROL_BYTES} bytes"
             raise InvalidOption("control message", f"over {MAX_CONTROL_BYTES} bytes", expected)
+    return parse_message(bytes(body))
+
+
+def parse_message(body: bytes) -> dict[str, Any]:
+    """Raises InvalidOption when it is not a JSON object."""
     try:
         message = json.loads(body)
     except (ValueError, RecursionError):
@@ -207,10 +206,10 @@ async def _written(
         raise
 
 
-async def _while_connected(request: Request, waiting: Coroutine[Any, Any, Job]) -> Job | None:
-    """The job that is waited for, or None when the client closes the connection first."""
+async def while_connected(request: Request, waiting: Coroutine[Any, Any, T]) -> T | None:
+    """What is waited for, or None when the client closes the connection first."""
 
-    async def watch(waiter: asyncio.Task[Job]) -> None:
+    async def watch(waiter: asyncio.Task[T]) -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         waiter.cancel()
@@ -245,28 +244,33 @@ async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byte
         yield chunk
 
 
-def _checked(request: Request) -> tuple[Service, str]:
+def checked(request: Request) -> tuple[Service, str]:
     """The service, and a job id that is one. Raises InvalidJobId, UnknownModel and NotReady."""
     service: Service = request.app.state.service
     job_id = request.path_params["job_id"]
     check_job_id(job_id)
-    asked = request.headers.get(MODEL_HEADER)
-    served = service.jobs.kind.model_names
-    if asked is not None and asked not in served:
-        raise UnknownModel(asked, served)
+    check_model(request, service)
     return service, job_id
 
 
-def _model_header(service: Service, job: Job | None = None) -> dict[str, str]:
+def check_model(connection: HTTPConnection[Any], service: Service) -> None:
+    """Raises UnknownModel and NotReady."""
+    asked = connection.headers.get(MODEL_HEADER)
+    served = service.jobs.kind.model_names
+    if asked is not None and asked not in served:
+        raise UnknownModel(asked, served)
+
+
+def model_header(service: Service, job: Job | None = None) -> dict[str, str]:
     """The weights that the job's language picks; the default ones where there is no job."""
     kind = service.jobs.kind
     return {MODEL_HEADER: kind.model_for(job.options if job else kind.options())}
 
 
-def _options(request: Request, service: Service, job: Job | None) -> Options:
+def options_of(connection: HTTPConnection[Any], service: Service, job: Job | None) -> Options:
     """The options that the query names, over those of the job. Other names mean nothing here:
     gateways add their own. Raises InvalidOption."""
-    query = request.query_params
+    query = connection.query_params
     kind = service.jobs.kind
     before = job.options if job else kind.options()
     options = before.changed(
@@ -274,6 +278,19 @@ def _options(request: Request, service: Service, job: Job | None) -> Options:
     )
     kind.check(options)
     return options
+
+
+def read_control(message: dict[str, Any]) -> tuple[Control, dict[str, Any]]:
+    """What a control message asks for, and the options it brings. Raises InvalidOption."""
+    kind = _control(message.get("type"))
+    names = ("type", "options") if kind in (Control.START, Control.OPTIONS) else ("type",)
+    for name in message:
+        if name not in names:
+            raise InvalidOption("control message", name, "no more than " + " and ".join(names))
+    values = message.get("options", {})
+    if not isinstance(values, dict):
+        raise InvalidOption("options", json.dumps(values), "a JSON object")
+    return kind, values
 
 
 def _control(value: object) -> Control:
@@ -294,13 +311,13 @@ def _boolean(request: Request, name: str) -> bool | None:
     raise InvalidOption(name, value, "true or false")
 
 
-def _check_encoding(request: Request) -> None:
+def check_encoding(request: Request) -> None:
     encoding = request.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         raise UnsupportedAudio(f"sent with Content-Encoding {encoding[:40]!r}", "none")
 
 
-def _check_length(request: Request, limit: int) -> None:
+def check_length(request: Request, limit: int) -> None:
     length = request.headers.get("Content-Length", "")
     if length.isdecimal() and int(length) > limit:
         raise BodyTooLarge(int(length), limit)

@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 from whisper_byoc.errors import BodyTooLarge, ServiceError
 from whisper_byoc.routes.answers import check_token, error_document, error_headers, status_of
-from whisper_byoc.service import Service
+from whisper_byoc.service import Health, Service
 from whisper_byoc.worker.messages import parse_object, parse_start, status_event
 
 STREAM_HEADER = "X-Stream-Id"
@@ -47,7 +47,7 @@ async def start(request: Request, service: Service) -> Response:
     """Begin a stream and answer at once: its channels are opened behind the answer."""
     body = await _body(request)
     hosts = service.settings.orchestrator.hosts
-    message = parse_start(body, request.headers.get(STREAM_HEADER), hosts)
+    message = parse_start(body, _named(request), hosts)
     session = service.sessions.start(message)
     return _done(service, "stream started", session.request.stream_id)
 
@@ -55,10 +55,11 @@ async def start(request: Request, service: Service) -> Response:
 @_as_worker
 async def stop(request: Request, service: Service) -> Response:
     """Flush, publish the last words, and answer then: the channels are closed upon the answer.
-    Whatever the body is, and whether or not there is such a stream, it is stopped now."""
+    Whatever the body is, and whether or not there is such a stream, it is stopped now; also while
+    the models load, when there is none."""
     await _body(request)
-    named = request.headers.get(STREAM_HEADER)
-    session = await service.sessions.stop(named)
+    named = _named(request)
+    session = await service.sessions.stop(named) if _has_begun(service) else None
     if session is None:
         return _done(service, "no such stream is running, nothing was stopped", named)
     return _done(service, "stream stopped", session.request.stream_id)
@@ -68,7 +69,7 @@ async def stop(request: Request, service: Service) -> Response:
 async def update(request: Request, service: Service) -> Response:
     """Other options for a running stream; the body has nothing but them."""
     values = parse_object(await _body(request), '{"language": "de"}')
-    session = service.sessions.select(request.headers.get(STREAM_HEADER))
+    session = service.sessions.select(_named(request))
     session.update(values)
     return _done(service, "parameters updated", session.request.stream_id)
 
@@ -76,7 +77,7 @@ async def update(request: Request, service: Service) -> Response:
 @_as_worker
 async def status(request: Request, service: Service) -> Response:
     """PyTrickle's keys, and every stream's status document."""
-    sessions = service.sessions.running
+    sessions = service.sessions.running if _has_begun(service) else ()
     streams = [
         {"stream_id": it.request.stream_id, "job_id": it.job.job_id, **status_event(it.account())}
         for it in sessions
@@ -116,6 +117,18 @@ def _done(service: Service, message: str, stream_id: str | None) -> JSONResponse
             "current_state": service.health,
         }
     )
+
+
+def _has_begun(service: Service) -> bool:
+    """Whether there can have been streams."""
+    return service.health not in (Health.LOADING, Health.ERROR)
+
+
+def _named(request: Request) -> str | None:
+    """The stream's id in the headers; None where there is none. Go sends its UTF-8 as it is, and
+    Starlette takes headers for Latin-1."""
+    value = request.headers.get(STREAM_HEADER, "").encode("latin-1")
+    return value.decode("utf-8", "replace") or None
 
 
 async def _body(request: Request) -> bytes:

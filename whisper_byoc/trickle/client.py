@@ -6,7 +6,7 @@ take as long as its sender does.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
@@ -88,7 +88,7 @@ class RemoteSegment:
         self.broken = False
         self._response = response
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         """As they come. What came before a connection broke is kept: nobody can tell what is
         missing, and the next segment is whole again."""
         try:
@@ -275,6 +275,8 @@ class Publisher:
             raise ChannelEnded(self.url, f"ended with {problem}")
         self._seq = step.seq
         if step.again:
+            # What the failed one may have opened will never end: its readers are set free.
+            self._reset = True
             self._failures.count(self.url, problem)
             await asyncio.sleep(step.seconds)
             return False
@@ -286,7 +288,8 @@ class Publisher:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 async with self._session.get(f"{self.url}/next") as response:
-                    return first_seq(response.status, await response.text())
+                    body = await response.read()
+                    return first_seq(response.status, body.decode("ascii", "replace"))
         except _BROKEN as error:
             logger.debug("channel %s: no answer to /next: %s", self.url, error)
             return -1

@@ -40,6 +40,11 @@ class LocalChannel(Channel):
             mime, now, num_slots=num_slots, max_bytes=max_bytes, notify=self.changes.notify
         )
 
+    @property
+    def over(self) -> bool:
+        """Whether there will be no more segments."""
+        return self.closed or self.finished
+
     async def chunks(self, segment: Segment) -> AsyncIterator[bytes]:
         """What is there and what comes, until the segment is closed."""
         offset = 0
@@ -61,7 +66,7 @@ class LocalChannel(Channel):
 
     async def wait_for_slot(self, seq: int) -> None:
         """Until a segment of this seq takes the place of none that a reader has not come to."""
-        while self.readers and not (self.closed or self.finished):
+        while self.readers and not self.over:
             if seq - min(reader.position for reader in self.readers) < self.num_slots:
                 return
             await self.changes.wait()
@@ -105,14 +110,14 @@ class LocalReader:
 
     async def _next_segment(self) -> Segment:
         while (segment := self._channel.first_from(self.position)) is None:
-            if self._channel.closed or self._channel.finished:
+            if self._channel.over:
                 raise StopAsyncIteration
             await self._channel.changes.wait()
         if segment.seq == self.position or not self._patience:
             return segment
         try:
             async with asyncio.timeout(self._patience):
-                while segment.seq != self.position and not self._channel.closed:
+                while segment.seq != self.position and not self._channel.over:
                     await self._channel.changes.wait()
                     segment = self._channel.first_from(self.position) or segment
         except TimeoutError:

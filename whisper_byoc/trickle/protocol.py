@@ -88,12 +88,12 @@ def after_get(asked: int, status: int, headers: Mapping[str, str], failures: int
     if status == 200:
         if headers.get(CLOSED) is not None:
             return GetStep(Next.END)
-        # Without a number it counts on; without any, it stays at the live edge.
+        # Without a number it counts on; without any, it goes to the live edge.
         seq = parse_seq(headers.get(SEQ))
         seq = asked if seq is None or seq < 0 else seq
         skipped = seq - asked if 0 <= asked < seq else 0
-        following = seq + 1 if seq >= 0 else asked
-        return GetStep(Next.READ, following, skipped=skipped)
+        edge = -1 if latest is None or latest < 0 else latest
+        return GetStep(Next.READ, seq + 1 if seq >= 0 else edge, skipped=skipped)
     if status == 404:
         return GetStep(Next.END)
     if status == NO_SEGMENT:

@@ -42,10 +42,16 @@ Hook = Callable[[str], None]
 
 
 async def answer_post(
-    request: Request, channel: LocalChannel, asked: int, max_bytes: int | None = None
+    request: Request,
+    channel: LocalChannel,
+    asked: int,
+    max_bytes: int | None = None,
+    *,
+    broken_ends: bool = False,
 ) -> Response:
     """Take one segment while it arrives. Raises BodyTooLarge when it has more than `max_bytes`,
-    and ends it there."""
+    and ends it there. broken_ends: whether a body that breaks off ends its segment, which otherwise
+    stays open for its publisher to come back."""
     loop = asyncio.get_running_loop()
     segment = channel.begin(asked)
     if request.headers.get(RESET):
@@ -68,7 +74,9 @@ async def answer_post(
             if max_bytes is not None and len(segment) > max_bytes:
                 channel.end(segment)
                 raise BodyTooLarge(len(segment), max_bytes)
-    except ClientDisconnect:  # the segment stays open: its publisher may come back
+    except ClientDisconnect:
+        if broken_ends:
+            channel.end(segment)
         return Response(status_code=500)
     channel.end(segment)
     return Response(headers=seq_header)

@@ -7,17 +7,20 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from whisper_byoc import transcript
 from whisper_byoc.errors import BadMessage, ForbiddenUrl, InvalidOption
 from whisper_byoc.options import Options
 
 MAX_LINE_BYTES: Final = 60 * 1024
 """A gateway reads lines of less than 64 KiB; a longer one stops its data for good."""
 KEEPALIVE_LINE: Final = b'{"type":"keepalive"}\n'
+_MAX_TEXT: Final = MAX_LINE_BYTES // 8
+"""Characters that fit into a line, however they are written: JSON may take six bytes for one."""
 _URLS: Final = ("subscribe_url", "publish_url", "control_url", "events_url", "data_url")
 _IDS: Final = ("gateway_request_id", "stream_id", "request_id")
 _LAG_SECONDS = 10.0
@@ -68,9 +71,11 @@ def parse_start(body: bytes, named: str | None, hosts: frozenset[str]) -> StartR
 
 
 def parse_object(body: bytes, example: str) -> dict[str, Any]:
-    """Raises BadMessage."""
+    """Raises BadMessage. What could not be written as JSON again (NaN, half of a surrogate pair) is
+    none: it comes back in status documents."""
     try:
         message = json.loads(body)
+        json.dumps(message, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         message = None
     if not isinstance(message, dict):
@@ -93,6 +98,7 @@ def _url(name: str, value: object, hosts: frozenset[str]) -> str | None:
     try:
         parts = urlsplit(value)
         host = (parts.hostname or "").lower()
+        _ = parts.port  # is parsed when it is asked for
     except ValueError:
         raise ForbiddenUrl(name, value, "a URL") from None
     if parts.scheme not in ("http", "https") or not host:
@@ -191,6 +197,25 @@ def status_event(account: Account) -> dict[str, Any]:
         **account.counters,
         "rtf": _rtf(account.counters),
     }
+
+
+def data_line(event: transcript.Event | None) -> bytes:
+    """One segment of the data channel; None is for silence. What would be too long goes without
+    its words' times, and then without its end."""
+    if event is None:
+        return KEEPALIVE_LINE
+    line = _written(event)
+    if len(line) > MAX_LINE_BYTES:
+        line = _written(event, words=False)
+    if len(line) > MAX_LINE_BYTES and isinstance(event, transcript.Partial | transcript.Final):
+        line = _written(replace(event, text=event.text[:_MAX_TEXT]), words=False)
+    elif len(line) > MAX_LINE_BYTES and isinstance(event, transcript.Failure):
+        line = _written(replace(event, message=event.message[:_MAX_TEXT]))
+    return line
+
+
+def _written(event: transcript.Event, *, words: bool = True) -> bytes:
+    return transcript.event_line(event, words=words).encode() + b"\n"
 
 
 def heartbeat_event(account: Account, urls: Mapping[str, str | None]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import aiohttp
@@ -14,15 +15,14 @@ from whisper_byoc.errors import BadMessage, RequestError, ServiceError, SlowRead
 from whisper_byoc.jobs import Job, JobLog
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.settings import WorkerSettings
-from whisper_byoc.transcript import EndReason, Event, Failure, Payload, event_line
+from whisper_byoc.transcript import EndReason, Event, Failure, Payload
 from whisper_byoc.trickle.client import ClientOptions, Publisher, Subscriber, open_session
 from whisper_byoc.trickle.local import LocalChannel, LocalReader
 from whisper_byoc.trickle.protocol import ChannelEnded, TrickleError
 from whisper_byoc.worker.messages import (
-    KEEPALIVE_LINE,
-    MAX_LINE_BYTES,
     Account,
     StartRequest,
+    data_line,
     heartbeat_event,
     parse_control,
     status_event,
@@ -70,6 +70,7 @@ class Session:
         self.request = request
         self.job = job
         self.stopping = asyncio.Event()
+        self._flushed = False
         self._done = asyncio.Event()
         self._settings = settings
         self._options = ClientOptions(settings.retry_seconds, verify_tls=verify_tls)
@@ -156,6 +157,7 @@ class Session:
                 try:
                     async with asyncio.timeout(self._settings.stop_seconds):
                         await asyncio.wait(working)
+                        self._flushed = True
                         self._tell({"type": "stream_stopped", "reason": self._reason}, _EVENTS)
                         await telling
                         await asyncio.sleep(_SETTLE_SECONDS)
@@ -272,9 +274,9 @@ class Session:
         async for event in self._events_of_job(keepalive):
             if isinstance(event, Payload):
                 await _publish(media, event.data)
-            else:
+            elif data is not None:
                 await pace.wait()
-                await _publish(data, _line(event))
+                await data.publish(data_line(event))
             if isinstance(event, Failure):
                 self._tell({"type": "error", "error": event.message}, _EVENTS)
             if event is not None:
@@ -305,7 +307,7 @@ class Session:
         """Heartbeats and status from the first second to the last, and what happens between."""
         publisher = self._publisher(http, self.request.events_url, "application/json")
         while True:
-            last = self.stopping.is_set() and self.job.state == "ended"
+            last = self._flushed
             account = self.account()
             urls = {"subscribe": self.request.subscribe_url, "publish": self.request.publish_url}
             await _publish(publisher, wrapped(heartbeat_event(account, urls), _HEARTBEATS))
@@ -330,16 +332,21 @@ class Session:
         async with Subscriber(self.request.control_url, http, self._options) as subscriber:
             async for segment in subscriber:
                 self._heard()
-                body = b"".join([chunk async for chunk in segment.chunks()])
+                body = bytearray()
+                async with aclosing(segment.chunks()) as chunks:
+                    async for chunk in chunks:
+                        body += chunk
+                        if len(body) > _MAX_CONTROL_BYTES:
+                            break
                 try:
-                    self._obey(body)
+                    self._obey(bytes(body))
                 except RequestError as error:
                     self._logger.warning("control: %s", error)
                     self._tell({"type": "warning", "message": str(error)}, _EVENTS)
 
     def _obey(self, body: bytes) -> None:
         if len(body) > _MAX_CONTROL_BYTES:
-            raise BadMessage(f"{len(body)} bytes", f"at most {_MAX_CONTROL_BYTES}")
+            raise BadMessage(f"at least {len(body)} bytes", f"at most {_MAX_CONTROL_BYTES}")
         if body and (values := parse_control(body)) is not None:
             self.update(values)
 
@@ -352,16 +359,6 @@ class Session:
             await asyncio.sleep(beat)
         self._logger.warning("nothing from the orchestrator for %.0f s", limit)
         self._end(EndReason.IDLE)
-
-
-def _line(event: Event | None) -> bytes:
-    """One line of the data channel, without words where they would make it too long."""
-    if event is None:
-        return KEEPALIVE_LINE
-    line = event_line(event).encode() + b"\n"
-    if len(line) > MAX_LINE_BYTES:
-        line = event_line(event, words=False).encode() + b"\n"
-    return line
 
 
 async def _publish(publisher: Publisher | None, data: bytes) -> None:

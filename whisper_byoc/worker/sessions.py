@@ -116,6 +116,8 @@ class Sessions:
     async def _run(self, session: Session) -> None:
         try:
             await session.run()
+        except Exception:  # one stream's fault must not reach the others
+            logger.exception("stream %s failed", session.request.stream_id)
         finally:
             if session.job.state is not JobState.ENDED:
                 await self._jobs.cut_off(session.job.job_id)

@@ -1,0 +1,130 @@
+"""Door 1 in trickle's terms: `/live/{job_id}/source/{seq}` and `/live/{job_id}/output/{seq}`.
+
+PyTrickle's publisher and subscriber, and every other trickle client, work against these. An output
+segment is one event of the job, so what is kept of the transcript can be read at any time.
+"""
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from whisper_byoc.errors import UnknownJob
+from whisper_byoc.eventlog import EventLog
+from whisper_byoc.jobs import Job, JobState
+from whisper_byoc.routes.live import checked, options_of, while_connected
+from whisper_byoc.service import Service
+from whisper_byoc.transcript import Format
+from whisper_byoc.trickle.channel import NEWEST, NEXT
+from whisper_byoc.trickle.protocol import CLOSED, LATEST, NO_SEGMENT, SEQ, TERMINATED, parse_seq
+from whisper_byoc.trickle.server import answer_next, answer_post
+
+CLOSED_HEADERS = {CLOSED: TERMINATED, "Connection": "close"}
+
+
+async def post_segment(request: Request) -> Response:
+    """One segment of input, in a channel that is made with the job."""
+    service, job_id = checked(request)
+    seq = parse_seq(request.path_params["seq"])
+    if seq is None or seq < NEXT:
+        return _text("Invalid idx", 400)
+    options = options_of(request, service, service.jobs.find(job_id))
+    job = service.jobs.find(job_id)
+    if job is not None and job.state is not JobState.RECEIVING:
+        return _text("Stream not found", 404, CLOSED_HEADERS)
+    job = job or service.jobs.open(job_id, options)
+    job.keep_alive()
+    channel = service.feeds.channel(job, request.headers.get("Content-Type", ""))
+    await channel.wait_for_slot(channel.resolve(seq))
+    if channel.closed:
+        return _text("Stream not found", 404, CLOSED_HEADERS)
+    max_bytes = service.settings.worker.max_segment_bytes
+    return await answer_post(request, channel, seq, max_bytes, broken_ends=True)
+
+
+async def get_next_source(request: Request) -> Response:
+    """The number that a publisher begins with."""
+    service, job_id = checked(request)
+    channel = service.feeds.find(job_id)
+    if channel is not None:
+        return answer_next(channel)
+    job = service.jobs.find(job_id)
+    if job is None:
+        return Response("0", headers={LATEST: "0"}, media_type="text/plain")
+    if job.state is not JobState.RECEIVING:
+        return _text("Stream not found", 404)
+    return answer_next(service.feeds.channel(job, ""))
+
+
+async def delete_source(request: Request) -> Response:
+    """The publisher's end of the stream: answered at once, flushed behind the answer."""
+    service, job_id = checked(request)
+    channel = service.feeds.find(job_id)
+    if channel is None:
+        return _text("Invalid stream", 400)
+    channel.finish()
+    return Response()
+
+
+async def get_segment(request: Request) -> Response:
+    """One event of the job: what it is, or when it comes."""
+    service, job_id = checked(request)
+    asked = parse_seq(request.path_params["seq"])
+    if asked is None or asked < NEWEST:
+        return _text("Invalid idx", 400)
+    job = await _find(request, service, job_id)
+    if job is None:
+        return _text("Stream not found", 404)
+    log, latest = job.log, job.log.next_seq
+    seq = latest if asked == NEXT else max(0, latest - 1) if asked == NEWEST else asked
+    headers = {SEQ: str(seq), LATEST: str(latest)}
+    if seq == latest or (latest, seq) == (0, 1):
+        if not await while_connected(request, _until_written(log, seq)):
+            return Response(status_code=499)
+        headers[LATEST] = str(log.next_seq)
+    if log.ended and seq >= log.next_seq:
+        return Response(headers={**headers, CLOSED: TERMINATED})
+    if seq >= log.next_seq or seq <= log.dropped_seq:
+        return Response("Entry not found\n", NO_SEGMENT, headers, "text/plain")
+    content_type, writer = job.writer(Format.NDJSON)
+    events = log.after(seq - 1)
+    # A partial that was replaced is an empty segment: clients skip it.
+    body = writer.write(events[0]) if events and events[0].seq == seq else ""
+    if not body:
+        return Response(headers=headers)
+    return Response(body, headers={**headers, "Content-Type": content_type})
+
+
+async def get_next_output(request: Request) -> Response:
+    service, job_id = checked(request)
+    job = service.jobs.find(job_id)
+    if job is None:
+        return _text("Stream not found", 404)
+    latest = str(job.log.next_seq)
+    return Response(latest, headers={LATEST: latest}, media_type="text/plain")
+
+
+async def _find(request: Request, service: Service, job_id: str) -> Job | None:
+    """The job once it exists, within the grace time."""
+    try:
+        return await while_connected(request, service.jobs.wait_for(job_id))
+    except UnknownJob:
+        return None
+
+
+async def _until_written(log: EventLog, seq: int) -> bool:
+    while log.next_seq <= seq and not log.ended:
+        await log.wait()
+    return True
+
+
+def _text(text: str, status: int, headers: dict[str, str] | None = None) -> Response:
+    return Response(text + "\n", status, headers, "text/plain")
+
+
+routes = [
+    Route("/live/{job_id:path}/source/next", get_next_source, methods=["GET"]),
+    Route("/live/{job_id:path}/source/{seq}", post_segment, methods=["POST", "PUT"]),
+    Route("/live/{job_id:path}/source", delete_source, methods=["DELETE"]),
+    Route("/live/{job_id:path}/output/next", get_next_output, methods=["GET"]),
+    Route("/live/{job_id:path}/output/{seq}", get_segment, methods=["GET"]),
+]

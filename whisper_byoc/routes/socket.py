@@ -1,0 +1,216 @@
+"""Door 4: one WebSocket takes audio and gives the transcript back, while both go on."""
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from whisper_byoc.audio import NATIVE, SNIFF_BYTES, AudioFormat, sniff
+from whisper_byoc.errors import (
+    InvalidOption,
+    RequestError,
+    ServiceError,
+    SlowReader,
+    SourceBusy,
+    Unavailable,
+    UnsupportedAudio,
+)
+from whisper_byoc.jobs import Job, JobState
+from whisper_byoc.options import JobOptions
+from whisper_byoc.routes.live import (
+    MAX_CONTROL_BYTES,
+    Control,
+    check_model,
+    options_of,
+    parse_message,
+    read_control,
+)
+from whisper_byoc.service import Service
+from whisper_byoc.transcript import EndReason, Event, Final, Payload, event_document
+
+EOS = "eos"
+"""End of stream, in the words of Live Runner's speech apps."""
+POLICY, INTERNAL, TRY_LATER = 1008, 1011, 1013
+"""RFC 6455, section 7.4.1, and the registry it began."""
+MAX_REASON_BYTES = 123
+_GONE = (WebSocketDisconnect, RuntimeError)
+"""What sending raises when the other end, or we, have closed: the latter is Starlette's own."""
+
+
+async def transcribe(websocket: WebSocket) -> None:
+    """Refusals come after the handshake, since browsers show no status of a failed one."""
+    service: Service = websocket.app.state.service
+    await websocket.accept()
+    call = Call(websocket, service)
+    try:
+        call.open()
+    except ServiceError as error:
+        await call.close(error)
+        return
+    async with asyncio.TaskGroup() as group:
+        group.create_task(call.listen())
+        await call.tell()
+
+
+class Call:
+    """One WebSocket and its job. `listen` and `tell` are driven by the server's task for it, side
+    by side; cancelling them leaves the job to its idle limit.
+
+    No more frames are read while the job has no room, so that the sender waits.
+    """
+
+    def __init__(self, websocket: WebSocket, service: Service) -> None:
+        self._websocket = websocket
+        self._service = service
+        self._job: Job
+        self._format: AudioFormat | None = None
+        self._head = b""
+        self._reason: EndReason | None = None
+        """Why no more audio will come."""
+
+    def open(self) -> None:
+        """Begin the job that the query names, or go on with it. Raises ServiceError."""
+        jobs = self._service.jobs
+        check_model(self._websocket, self._service)
+        job_id = self._websocket.query_params.get("job") or f"socket-{secrets.token_hex(8)}"
+        found = jobs.find(job_id)
+        options = options_of(self._websocket, self._service, found)
+        self._job = jobs.open(job_id, options)
+        self._job.check_receives()
+        if self._job.options != options:
+            self._job.change(options)
+
+    async def listen(self) -> None:
+        """Take frames until there are no more; returns when all that was heard is final."""
+        job = self._job
+        try:
+            while self._reason is None and job.state is JobState.RECEIVING:
+                await job.receive_body(self._audio(), self._format, final=False)
+                if self._reason is None:
+                    await job.finalize()
+        except SourceBusy as error:  # another door was first: the job is not ours to end
+            await self.close(error)
+            return
+        except ServiceError:
+            pass  # the job has ended, and its events say why
+        await job.stop(self._reason or EndReason.STOPPED)
+
+    async def tell(self) -> None:
+        """Send the job's events, then close. A client that has gone is not told."""
+        try:
+            async for event in self._job.log.read():
+                assert event is not None, "read without an idle time"
+                if isinstance(event, Payload):
+                    await self._websocket.send_bytes(event.data)
+                else:
+                    await self._send(self._document(event))
+        except _GONE:
+            return
+        except SlowReader as error:
+            self._service.metrics.slow_readers.inc()
+            await self.close(error)
+        else:
+            await self.close(self._job.failure)
+
+    async def close(self, error: ServiceError | None) -> None:
+        reason = str(error or "").encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+        with suppress(*_GONE):
+            await self._websocket.close(_close_code(error), reason)
+
+    async def _audio(self) -> AsyncIterator[bytes]:
+        """Audio up to the next control message that wants all before it taken in."""
+        while True:
+            message = await self._websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                self._reason = EndReason.DISCONNECTED
+                return
+            if data := message.get("bytes"):
+                if len(self._head) < SNIFF_BYTES:
+                    self._head += data[:SNIFF_BYTES]
+                yield data
+                if not self._is_audio:
+                    return  # every frame is an input of its own
+            elif await self._obey(message.get("text") or ""):
+                return
+
+    async def _obey(self, text: str) -> bool:
+        """Do what a text frame asks; whether it ends what goes to the job as one body. A bad one
+        is told, and the stream goes on."""
+        try:
+            kind, values = _read(text)
+            match kind:
+                case None:
+                    self._reason = EndReason.EOF
+                case Control.CLOSE:
+                    self._reason = EndReason.STOPPED
+                case Control.START | Control.OPTIONS:
+                    self._service.jobs.change(self._job, values)
+                case Control.KEEPALIVE:
+                    self._job.keep_alive()
+                case Control.FINALIZE if self._is_raw:
+                    # Raw audio goes on as well in another body, and at the end of one nothing is
+                    # on its way any more.
+                    self._format = NATIVE
+                    return True
+                case Control.FINALIZE:
+                    await self._job.finalize()
+        except ServiceError as error:
+            await self._refuse(error)
+        return self._reason is not None
+
+    async def _refuse(self, error: ServiceError) -> None:
+        refused = {"type": "refused", "code": error.code, "message": str(error)}
+        with suppress(*_GONE):  # the next frame tells
+            await self._send({**_NO_TEXT, **refused})
+
+    async def _send(self, document: dict[str, Any]) -> None:
+        await self._websocket.send_text(json.dumps(document, ensure_ascii=False))
+
+    def _document(self, event: Event) -> dict[str, Any]:
+        """The event's own fields, and those that Live Runner's speech apps have in every frame."""
+        options = self._job.options
+        words = not isinstance(options, JobOptions) or options.words
+        document = event_document(event, words=words)
+        return {**_NO_TEXT, **document, "final": isinstance(event, Final)}
+
+    @property
+    def _is_audio(self) -> bool:
+        """Not where a processor is hosted."""
+        return isinstance(self._job.options, JobOptions)
+
+    @property
+    def _is_raw(self) -> bool:
+        try:
+            return bool(self._head) and sniff(self._head, at_end=True) == NATIVE
+        except UnsupportedAudio:
+            return False
+
+
+_NO_TEXT: dict[str, Any] = {"text": "", "final": False, "start": None, "end": None}
+
+
+def _read(text: str) -> tuple[Control | None, dict[str, Any]]:
+    """None for the end of the stream. Raises InvalidOption."""
+    if len(text) > MAX_CONTROL_BYTES:
+        expected = f"at most {MAX_CONTROL_BYTES} characters"
+        raise InvalidOption("control message", f"{len(text)} characters", expected)
+    if text.strip().lower() == EOS:
+        return None, {}
+    message = parse_message(text.encode())
+    return (None, {}) if message.get("type") == EOS else read_control(message)
+
+
+def _close_code(error: ServiceError | None) -> int:
+    if error is None:
+        return 1000
+    if isinstance(error, Unavailable):
+        return TRY_LATER
+    return POLICY if isinstance(error, RequestError | SlowReader) else INTERNAL
+
+
+routes = [WebSocketRoute("/transcribe", transcribe)]
