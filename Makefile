@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODELS ?= tiny.en
 IMAGE ?= whisper-byoc
-FOLDERS := whisper_byoc scripts tests
+FOLDERS := whisper_byoc scripts tests examples
 SPEECH ?= ../shared/speech
 
 .DEFAULT_GOAL := help
-.PHONY: help install bake bake-test run demo test check format bench bench-batch bench-cuda image readme lock clean
+.PHONY: help install bake bake-test gateway-peer run demo test test-conformance check format bench bench-batch bench-cuda image readme clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -37,8 +37,22 @@ run: bake  ## install, bake and serve on port 8000
 demo: bake  ## serve, speak three sentences into it, print the transcript, stop
 	$(BIN)/python scripts/demo.py
 
-test: bake-test  ## install, bake and run every test
+# livepeer-gateway needs Python 3.12. Where there is none, or it cannot be installed, its one test
+# is skipped and says so.
+GATEWAY := .venv-gateway
+NEWER = $(shell for python in python3.14 python3.13 python3.12 $(PYTHON) $(HOME)/.pyenv/versions/3.1[2-9].*/bin/python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$python && break; done)
+
+gateway-peer: $(if $(NEWER),$(GATEWAY)/installed)  ## livepeer-gateway, to test against
+
+$(GATEWAY)/installed: constraints-gateway.txt
+	-$(NEWER) -m venv $(GATEWAY) && $(GATEWAY)/bin/python -m pip install --quiet --no-deps --requirement constraints-gateway.txt && touch $@
+
+test: bake-test gateway-peer  ## install, bake and run every test
 	$(BIN)/python -m pytest
+
+test-conformance: install  ## the 36 cases of a trickle server against TRICKLE_BASE=http://host/ai/trickle/
+	TRICKLE_BASE=$(TRICKLE_BASE) $(BIN)/python -m pytest tests/trickle/test_conformance.py
 
 check: install  ## format, lint and types
 	$(BIN)/ruff format --check $(FOLDERS)
@@ -68,4 +82,4 @@ readme: install  ## write the settings table into the README
 	$(BIN)/python scripts/write_readme.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(GATEWAY) .mypy_cache .pytest_cache .ruff_cache .hypothesis

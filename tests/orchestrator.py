@@ -228,7 +228,9 @@ class Stream:
         self._last_input = self._loop.time()
 
     async def control(self, message: bytes) -> None:
-        channel = self._orchestrator.trickle.channels[self.channels["control_url"]]
+        channel = self._orchestrator.trickle.channels.get(self.channels["control_url"])
+        if channel is None:  # swept
+            return
         segment = channel.begin(-1)
         channel.receive_first_byte(segment, self._loop.time())
         channel.write(segment, message)
@@ -280,6 +282,7 @@ class Stream:
                 group.create_task(self._read_events()),
                 group.create_task(self._keep_control()),
                 group.create_task(self._watch()),
+                group.create_task(self._tick()),
             ]
             if "data_url" in self.channels:
                 tasks += [
@@ -322,6 +325,12 @@ class Stream:
             if event.get("type") == "status":
                 self.status = event
             self._notify()
+
+    @property
+    def reading_data(self) -> bool:
+        """Whether the gateway's reader waits at the live edge of the data channel."""
+        channel = self._orchestrator.trickle.channels.get(self.channels["data_url"])
+        return channel is not None and channel.first_from(0) is not None
 
     async def _read_data(self) -> None:
         async for body in self._segments(self.channels["data_url"]):
@@ -368,6 +377,12 @@ class Stream:
             late = now - self._last_output > self._times.output
             if "publish_url" in self.channels and fed and late:
                 self._fire(Watchdog.OUTPUT)
+
+    async def _tick(self) -> None:
+        """For what `until` waits for without an event of its own."""
+        while True:
+            self._notify()
+            await asyncio.sleep(0.02)
 
     def _fire(self, watchdog: Watchdog) -> None:
         if self.watchdog is None and not self.ended.is_set():
