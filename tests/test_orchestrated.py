@@ -182,7 +182,9 @@ async def test_case_119_livepeer_gateways_clients_as_gateway(
                 *channels, str(tmp_path), stdin=PIPE, stdout=PIPE,
             )  # fmt: skip
             # It deletes its channel when it is told to end: the session ends by itself then.
-            await stream.until(lambda: "word" in stream.text or "last" in stream.text, TIMEOUT)
+            await stream.until(
+                lambda: any("last" in line.get("text", "") for line in stream.lines), TIMEOUT
+            )
             assert peer.stdin is not None
             peer.stdin.write(b"\n")
             await peer.stdin.drain()

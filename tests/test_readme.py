@@ -2,10 +2,10 @@
 
 import re
 
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 
 from scripts.write_readme import README, with_table
-from whisper_byoc.routes import live, system
+from whisper_byoc.routes import batch, live, segments, socket, system, worker
 from whisper_byoc.transcript import EndReason, Format
 
 TEXT = README.read_text(encoding="utf-8")
@@ -16,9 +16,11 @@ def test_the_table_of_settings_is_up_to_date() -> None:
 
 
 def test_every_route_is_named() -> None:
-    for route in [*live.routes, *system.routes]:
-        assert isinstance(route, Route)
-        assert route.path.replace(":path", "") in TEXT
+    """What is below `/api` is named once."""
+    modules = (live, segments, system, worker, socket, batch)
+    for route in (route for module in modules for route in module.routes):
+        assert isinstance(route, Route | WebSocketRoute)
+        assert route.path.replace(":path", "").removeprefix("/api") in TEXT
 
 
 def test_every_format_and_reason_is_named() -> None:

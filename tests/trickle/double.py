@@ -10,9 +10,10 @@ Without --autocreate, channels are made by a `PUT` outside the base:
 
 import argparse
 import asyncio
+import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import uvicorn
 from starlette.applications import Starlette
@@ -65,7 +66,10 @@ async def serve(trickle: TrickleServer, port: int = 0) -> AsyncIterator[int]:
 async def _main(port: int, autocreate: bool) -> None:
     async with serve(TrickleServer(autocreate=autocreate), port) as bound:
         print(f"http://127.0.0.1:{bound}{BASE}", flush=True)
-        await asyncio.Event().wait()
+        stopped = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        await stopped.wait()
 
 
 if __name__ == "__main__":
@@ -73,5 +77,4 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=8935)
     parser.add_argument("--autocreate", action="store_true")
     arguments = parser.parse_args()
-    with suppress(KeyboardInterrupt):
-        asyncio.run(_main(arguments.port, arguments.autocreate))
+    asyncio.run(_main(arguments.port, arguments.autocreate))
