@@ -581,6 +581,9 @@ class Exchange:
         jobs = self._service.jobs
         job = jobs.open(f"batch-{secrets.token_hex(8)}", options)
         try:
+            await asyncio.sleep(
+                0
+            )  # a task that is cancelled before its first step cleans nothing up
             yield job
         finally:
             await jobs.discard(job.job_id)

@@ -89,10 +89,10 @@ class Call:
         """Take frames until there are no more; returns when all that was heard is final."""
         job = self._job
         try:
-            while self._reason is None and job.state is JobState.RECEIVING:
-                await job.receive_body(self._audio(), self._format, final=False)
-                if self._reason is None:
-                    await job.finalize()
+            if isinstance(job.options, JobOptions):
+                await self._take_audio(job)
+            else:
+                await self._take_inputs(job)
         except SourceBusy as error:  # another door was first: the job is not ours to end
             await self.close(error)
             return
@@ -122,21 +122,35 @@ class Call:
         with suppress(*_GONE):
             await self._websocket.close(_close_code(error), reason)
 
+    async def _take_audio(self, job: Job) -> None:
+        while self._reason is None and job.state is JobState.RECEIVING:
+            await job.receive_body(self._audio(), self._format, final=False)
+            if self._reason is None:
+                await job.finalize()
+
     async def _audio(self) -> AsyncIterator[bytes]:
-        """Audio up to the next control message that wants all before it taken in."""
+        while (data := await self._frame()) is not None:
+            if len(self._head) < SNIFF_BYTES:
+                self._head += data[:SNIFF_BYTES]
+            yield data
+
+    async def _take_inputs(self, job: Job) -> None:
+        """Of a hosted processor, to which every frame is one."""
+        while job.state is JobState.RECEIVING and (data := await self._frame()) is not None:
+            await job.receive_body(_only(data), None, final=False)
+
+    async def _frame(self) -> bytes | None:
+        """The next with something in it; None where a control message ends the body."""
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
                 self._reason = EndReason.DISCONNECTED
-                return
-            if data := message.get("bytes"):
-                if len(self._head) < SNIFF_BYTES:
-                    self._head += data[:SNIFF_BYTES]
-                yield data
-                if not self._is_audio:
-                    return  # every frame is an input of its own
-            elif await self._obey(message.get("text") or ""):
-                return
+                return None
+            data: bytes | None = message.get("bytes")
+            if data:
+                return data
+            if data is None and await self._obey(message.get("text") or ""):
+                return None
 
     async def _obey(self, text: str) -> bool:
         """Do what a text frame asks; whether it ends what goes to the job as one body. A bad one
@@ -179,16 +193,15 @@ class Call:
         return {**_NO_TEXT, **document, "final": isinstance(event, Final)}
 
     @property
-    def _is_audio(self) -> bool:
-        """Not where a processor is hosted."""
-        return isinstance(self._job.options, JobOptions)
-
-    @property
     def _is_raw(self) -> bool:
         try:
             return bool(self._head) and sniff(self._head, at_end=True) == NATIVE
         except UnsupportedAudio:
             return False
+
+
+async def _only(data: bytes) -> AsyncIterator[bytes]:
+    yield data
 
 
 _NO_TEXT: dict[str, Any] = {"text": "", "final": False, "start": None, "end": None}

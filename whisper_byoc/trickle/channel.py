@@ -77,13 +77,13 @@ class Channel:
         self._notify()
 
     def write(self, segment: Segment, data: bytes) -> None:
-        """Append. A segment that was deleted while it is written still grows, for later readers;
-        one that has given way does not."""
-        if not data or self._kept(segment.seq) is not segment:
+        """Append; what comes for a closed segment is dropped."""
+        if segment.closed or not data:
             return
         segment._data += data
-        self._num_bytes += len(data)
-        self._make_room(segment)
+        if self._kept(segment.seq) is segment:
+            self._num_bytes += len(data)
+            self._make_room(segment)
         self._notify()
 
     def end(self, segment: Segment) -> None:

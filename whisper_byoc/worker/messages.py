@@ -101,6 +101,8 @@ def _url(name: str, value: object, hosts: frozenset[str]) -> str | None:
         _ = parts.port  # is parsed when it is asked for
     except ValueError:
         raise ForbiddenUrl(name, value, "a URL") from None
+    if re.search(r"[\s\\]", value):  # one reader may find another host in it than the next
+        raise ForbiddenUrl(name, value, "a URL")
     if parts.scheme not in ("http", "https") or not host:
         raise ForbiddenUrl(name, value, "http:// or https:// and a host")
     if hosts and host not in hosts:

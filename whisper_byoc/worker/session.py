@@ -45,6 +45,7 @@ _HEARTBEATS, _STATUS, _TRACE = "stream_heartbeat", "ai_stream_status", "stream_t
 _EVENTS = "ai_stream_events"
 
 Update = Callable[[Job, Mapping[str, Any]], None]
+Work = Callable[[aiohttp.ClientSession], Awaitable[None]]
 
 
 class Session:
@@ -140,15 +141,15 @@ class Session:
         self._tell({"type": "runner_receive_stream_request"}, _TRACE)
         try:
             async with open_session(self._options) as http, asyncio.TaskGroup() as group:
-                telling = group.create_task(self._guard(self._tell_events(http)))
+                telling = group.create_task(self._guard(self._tell_events, http))
                 listening = [
-                    group.create_task(self._guard(work))
-                    for work in (self._read_input(http), self._read_control(http))
+                    group.create_task(self._guard(work, http))
+                    for work in (self._read_input, self._read_control)
                 ]
                 watching = group.create_task(self._watch())
                 working = [
-                    group.create_task(self._guard(work))
-                    for work in (self._feed(), self._relay(http), self._write_output(http))
+                    group.create_task(self._guard(work, http))
+                    for work in (self._feed, self._relay, self._write_output)
                 ]
                 await self.stopping.wait()
                 for task in (*listening, watching):
@@ -183,11 +184,12 @@ class Session:
             self.stopping.set()
             self._event_came.set()
 
-    async def _guard(self, work: Awaitable[None]) -> None:
-        """Whatever ends one of the works ends the stream, and in good order."""
+    async def _guard(self, work: Work, http: aiohttp.ClientSession) -> None:
+        """Whatever ends one of the works ends the stream, and in good order. A work is begun here,
+        since a task may be cancelled before its first step."""
         reason = EndReason.EOF
         try:
-            await work
+            await work(http)
         except ChannelEnded as ended:
             self._logger.info("%s", ended)
         except ServiceError as error:
@@ -237,7 +239,7 @@ class Session:
         finally:
             self._input.end(kept)
 
-    async def _feed(self) -> None:
+    async def _feed(self, http: aiohttp.ClientSession) -> None:
         """The input into the job, then its end."""
         await self.job.receive_segments(self._to_job, self._audio_format)
         if not self.stopping.is_set():  # the job has ended by itself
@@ -307,6 +309,7 @@ class Session:
         """Heartbeats and status from the first second to the last, and what happens between."""
         publisher = self._publisher(http, self.request.events_url, "application/json")
         while True:
+            self._event_came.clear()  # first, so that nothing from here on is missed
             last = self._flushed
             account = self.account()
             urls = {"subscribe": self.request.subscribe_url, "publish": self.request.publish_url}
@@ -316,7 +319,6 @@ class Session:
                 await _publish(publisher, self._events.popleft())
             if last:
                 return
-            self._event_came.clear()
             try:
                 async with asyncio.timeout(self._settings.heartbeat_seconds):
                     await self._event_came.wait()

@@ -25,6 +25,8 @@ from whisper_byoc.worker.session import Session
 logger = logging.getLogger(__name__)
 
 _RETRY_AFTER_SECONDS = 5
+_CUT_OFF_SECONDS = 0.25
+"""On top of what a stop may take: it is to be answered in any case."""
 
 
 class Sessions:
@@ -39,7 +41,7 @@ class Sessions:
         self._settings = settings
         self._metrics = metrics
         self._running: dict[str, Session] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[Session, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
 
     @asynccontextmanager
@@ -51,7 +53,7 @@ class Sessions:
                 yield
             finally:
                 self._group = None
-                for task in self._tasks:
+                for task in self._tasks.values():
                     task.cancel()
 
     @property
@@ -85,9 +87,7 @@ class Sessions:
             self._metrics,
         )
         self._running[request.stream_id] = session
-        task = self._group.create_task(self._run(session))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[session] = self._group.create_task(self._run(session))
         return session
 
     def select(self, named: str | None) -> Session:
@@ -101,12 +101,14 @@ class Sessions:
 
     async def stop(self, named: str | None) -> Session | None:
         """Stop the stream of this id, or where none is named the only one; None where there is
-        nothing to stop. Returns when its last words are published."""
+        nothing to stop. Returns when its last words are published, and its place is free."""
         session = self._running.get(named) if named is not None else None
         if named is None and len(self._running) == 1:
             session = self.running[0]
         if session is not None:
             await session.stop(EndReason.STOPPED)
+            if session in self._tasks:  # it may have to cut its job off
+                await asyncio.wait({self._tasks[session]}, timeout=_CUT_OFF_SECONDS)
         return session
 
     async def drain(self) -> None:
@@ -122,7 +124,7 @@ class Sessions:
             if session.job.state is not JobState.ENDED:
                 await self._jobs.cut_off(session.job.job_id)
             self._metrics.segments_dropped.inc(session.account().segments_dropped)
-            del self._running[session.request.stream_id]
+            del self._running[session.request.stream_id], self._tasks[session]
 
     def _open_job(self, request: StartRequest) -> Job:
         kind = self._jobs.kind
