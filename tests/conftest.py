@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,9 +14,11 @@ from hypothesis import settings as hypothesis_settings
 from numpy.typing import NDArray
 
 from whisper_byoc.app import build_app
-from whisper_byoc.cli import Server
+from whisper_byoc.cli import Server, listen
+from whisper_byoc.inference.engine import open_engine as inference_engine
+from whisper_byoc.processing import Processor
 from whisper_byoc.service import OpenEngine, Service
-from whisper_byoc.settings import ModelSettings, Settings
+from whisper_byoc.settings import ModelSettings, ServerSettings, Settings
 
 # Nothing here is timed: a busy machine would fail what is right.
 hypothesis_settings.register_profile("untimed", deadline=None)
@@ -71,13 +72,15 @@ def pcm(samples: NDArray[np.float32]) -> bytes:
 
 @asynccontextmanager
 async def serve_app(
-    open_engine: OpenEngine | None = None, settings: Settings | None = None
+    open_engine: OpenEngine | None = None,
+    settings: Settings | None = None,
+    processor: Processor | None = None,
 ) -> AsyncIterator[tuple[str, Service]]:
     """The real application on a real socket: its URL and its service, ready."""
     settings = settings or Settings(model=ModelSettings(directory=MODELS))
-    service = Service(settings, open_engine) if open_engine else Service(settings)
+    service = Service(settings, open_engine or inference_engine, processor)
     server = Server(uvicorn.Config(build_app(service), log_config=None, access_log=False))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listen(ServerSettings(host="127.0.0.1", port=0)) as listener:
         async with asyncio.TaskGroup() as group:
             serving = group.create_task(server.serve([listener]))
             await service.settled()

@@ -170,6 +170,9 @@ async def open_orchestrator(
         )
     )
     with socket.create_server(("127.0.0.1", port)) as listener:
+        # asyncio does it for sockets of its own making only; else every answer in two pieces
+        # waits 40 ms for an acknowledgement, and a reader of segments falls behind.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         orchestrator.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with asyncio.TaskGroup() as group, orchestrator.trickle.serve():
             serving = group.create_task(server.serve([listener]))

@@ -1,23 +1,18 @@
 """Processors in place of Whisper: every door, real frames, and what goes wrong in them."""
 
-import asyncio
 import io
-import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 import aiohttp
 import numpy as np
 import pytest
-import uvicorn
 from numpy.typing import NDArray
 
 from examples.grayscale import Grayscale
 from examples.green_tint import GreenTint
 from examples.passthrough import Passthrough
+from tests.conftest import serve_app
 from tests.orchestrator import Capability, open_orchestrator, open_stream
-from whisper_byoc.app import build_app
-from whisper_byoc.cli import Server
 from whisper_byoc.client import ClientError, TrickleClient
 from whisper_byoc.errors import ConfigurationError
 from whisper_byoc.processing import Processor, load_processor
@@ -37,22 +32,10 @@ def frame() -> Frame:
     return pixels
 
 
-@asynccontextmanager
-async def serve_processor(
+def serve_processor(
     processor: Processor, settings: Settings | None = None
-) -> AsyncIterator[tuple[str, Service]]:
-    service = Service(settings or Settings(), processor=processor)
-    server = Server(uvicorn.Config(build_app(service), log_config=None, access_log=False))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        async with asyncio.TaskGroup() as group:
-            serving = group.create_task(server.serve([listener]))
-            await service.settled()
-            try:
-                yield f"http://127.0.0.1:{listener.getsockname()[1]}", service
-            finally:
-                await service.drain()
-                server.should_exit = True
-                await serving
+) -> AbstractAsyncContextManager[tuple[str, Service]]:
+    return serve_app(settings=settings, processor=processor)
 
 
 def tinted(pixels: Frame) -> Frame:

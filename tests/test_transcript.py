@@ -49,7 +49,7 @@ EVENTS: list[Event] = [
 
 def write(chosen: Format, events: list[Event] = EVENTS) -> str:
     writer = WRITERS[chosen]()
-    return writer.begin() + "".join(writer.write(event) for event in events)
+    return writer.begin() + "".join(str(writer.write(event)) for event in events)
 
 
 def test_events_are_the_documents_of_the_contract() -> None:

@@ -41,22 +41,25 @@ def build_app(service: Service) -> Starlette:
         lifespan=lifespan,
         exception_handlers={errors.ServiceError: answer_error, HTTPException: answer_http_error},
     )
+    # A redirect would name a path that lacks what a proxy in front of us adds.
+    app.router.redirect_slashes = False
     app.state.service = service
     return app
 
 
 class Slashes:
-    """Folds doubled slashes: orchestrators append paths to the URL they were given, as text. Paths
-    of `/live/` are left alone, where an empty job id has to be told."""
+    """Folds doubled slashes: orchestrators append paths to the URL they were given, as text. Within
+    `/live/` they are left alone, where an empty job id has to be told."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if "//" in scope.get("path", ""):
-            folded = re.sub("/{2,}", "/", scope["path"])
-            if not folded.startswith("/live/"):
-                scope = {**scope, "path": folded, "raw_path": folded.encode()}
+            path = "/" + scope["path"].lstrip("/")
+            if not path.startswith("/live/"):
+                path = re.sub("/{2,}", "/", path)
+            scope = {**scope, "path": path, "raw_path": path.encode()}
         await self._app(scope, receive, send)
 
 

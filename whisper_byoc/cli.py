@@ -93,7 +93,11 @@ def listen(settings: ServerSettings) -> socket.socket:
     """A listening socket, before anything is loaded. Raises OSError."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     address = (settings.host, settings.port)
-    return socket.create_server(address, family=family, backlog=_BACKLOG)
+    listener = socket.create_server(address, family=family, backlog=_BACKLOG)
+    # Connections inherit it. asyncio itself sets it only for sockets of its own making, and without
+    # it an answer in two pieces waits for an acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 async def _serve(service: Service, server: Server, listener: socket.socket) -> int:

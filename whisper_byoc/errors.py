@@ -259,9 +259,17 @@ class Unavailable(ServiceError):
 
 
 class NotReady(Unavailable):
+    """`problem`: why it never will be; None while it still may."""
+
     code = "not_ready"
 
+    def __init__(self, retry_after: int, problem: ServiceError | None = None) -> None:
+        super().__init__(retry_after)
+        self.problem = problem
+
     def __str__(self) -> str:
+        if self.problem is not None:
+            return f"the service could not start: {self.problem}"
         return "the model is still loading, expected GET /ready to answer 200 first"
 
 
@@ -300,7 +308,7 @@ class CutOff(ServiceError):
     code = "cut_off"
 
     def __str__(self) -> str:
-        return "the service has stopped before every word was final, expected a longer drain time"
+        return "the job was cut off before every word was final, expected its end to be waited for"
 
 
 class SlowReader(ServiceError):

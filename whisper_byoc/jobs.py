@@ -245,7 +245,8 @@ class Job(ABC):
                 await self._work()
                 watch.cancel()
         except asyncio.CancelledError:
-            self._abandon(CutOff())
+            if not self.log.ended:
+                self._abandon(CutOff())
             raise
         except Exception as error:  # one job's fault must not reach the others
             self._logger.exception("failed")
@@ -416,15 +417,15 @@ class Jobs:
             raise UnknownJob(job_id) from None
         return job
 
-    def open(self, job_id: str, options: Options) -> Job:
-        """The running job of this id, or a new one.
+    def open(self, job_id: str, options: Options, *, again: bool = False) -> Job:
+        """The running job of this id, or a new one. again: one that has ended gives way.
 
         Raises InvalidJobId, JobEnded, and for a new one Draining, TooManyJobs and InvalidOption.
         """
         check_job_id(job_id)
         if job_id in self._running:
             return self._running[job_id]
-        if job_id in self._ended:
+        if job_id in self._ended and not again:
             raise JobEnded(job_id)
         if self.draining or self._group is None:
             raise Draining(_RETRY_AFTER_SECONDS)
@@ -432,6 +433,7 @@ class Jobs:
             self._metrics.jobs_refused.inc()
             raise TooManyJobs(_RETRY_AFTER_SECONDS, len(self._running))
         self.kind.check(options)
+        self._ended.pop(job_id, None)
         job = self.kind.make(job_id, options)
         self._running[job_id] = job
         self._tasks[job_id] = self._group.create_task(self._run(job))
@@ -458,6 +460,7 @@ class Jobs:
 
     async def cut_off(self, job_id: str) -> None:
         """End a running job at once, without a flush."""
+        await asyncio.sleep(0)  # a task that is cancelled before its first step cleans nothing up
         task = self._tasks.get(job_id)
         if task is not None:
             task.cancel()
@@ -466,10 +469,6 @@ class Jobs:
     async def discard(self, job_id: str) -> None:
         """Forget a job; one that runs is cut off first."""
         await self.cut_off(job_id)
-        self.forget(job_id)
-
-    def forget(self, job_id: str) -> None:
-        """Forget an ended job, if there is one."""
         self._ended.pop(job_id, None)
 
     async def drain(self, seconds: float, stopped_elsewhere: Collection[str] = ()) -> None:

@@ -80,17 +80,26 @@ class Service:
         return self._jobs is not None and not self._jobs.draining
 
     @property
+    def model_id(self) -> str:
+        """The default model, also before it is loaded."""
+        if self._jobs is not None:
+            return self._jobs.kind.model_names[0]
+        if self._processor is not None:
+            return type(self._processor).__name__
+        return self.settings.model.names[0]
+
+    @property
     def jobs(self) -> Jobs:
         """Raises NotReady while the models load."""
         if self._jobs is None:
-            raise NotReady(_RETRY_AFTER_SECONDS)
+            raise NotReady(_RETRY_AFTER_SECONDS, self.failure)
         return self._jobs
 
     @property
     def sessions(self) -> Sessions:
         """Raises NotReady while the models load."""
         if self._sessions is None:
-            raise NotReady(_RETRY_AFTER_SECONDS)
+            raise NotReady(_RETRY_AFTER_SECONDS, self.failure)
         return self._sessions
 
     @property
@@ -154,7 +163,7 @@ class Service:
     async def _open_kind(self, stack: AsyncExitStack) -> JobKind:
         """What the jobs are, ready for them."""
         if self._processor is not None:
-            host = Host(self._processor, type(self._processor).__name__)
+            host = Host(self._processor, self.model_id)
             await stack.enter_async_context(host.serve())
             return Processings(host, self.settings, self.metrics)
         voice = await stack.enter_async_context(open_voice_activity())

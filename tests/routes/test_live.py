@@ -191,8 +191,8 @@ async def test_case_112_odd_pieces_give_the_same_samples(
     door: Door, sentence: NDArray[np.float32], size: int
 ) -> None:
     audio = pcm(sentence[:16_000])
-    await door.put("whole", audio)
-    await door.put("pieces", pieces(audio + b"\x01", size))
+    await door.put("whole", audio, "?mode=finals_only")
+    await door.put("pieces", pieces(audio + b"\x01", size), "?mode=finals_only")
     await door.events("pieces")
     whole, cut = door.model.requests[-2:]
     assert np.array_equal(whole.samples, cut.samples)
@@ -762,8 +762,8 @@ async def test_options_of_a_job_begin_and_change_it(
     _, document = await control(door, "j", {"type": "options", "options": change})
     assert document["options"]["endpoint_silence"] == 0.4
     await door.put("j", pcm(sentence))
-    assert door.model.requests[-1].prompt == "Hello."
     events = await door.events("j")
+    assert door.model.requests[-1].prompt == "Hello."
     assert {it["type"] for it in events} == {"final", "endpoint", "end"}
     assert not any("words" in event for event in events)
 

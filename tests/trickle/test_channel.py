@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -320,7 +320,9 @@ class Bounded(Model):
 
 
 TestFiveSlots = Model.TestCase
+TestFiveSlots.settings = settings(max_examples=60)
 TestBoundedByBytes = Bounded.TestCase
+TestBoundedByBytes.settings = settings(max_examples=60)
 
 
 @given(st.lists(st.integers(0, 30), min_size=1))

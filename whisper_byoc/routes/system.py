@@ -60,10 +60,9 @@ async def hardware_stats(request: Request) -> JSONResponse:
 
 
 def _identity(service: Service) -> dict[str, str]:
-    """Raises NotReady while the models load."""
     return {
         "pipeline": service.settings.capability.pipeline,
-        "model_id": service.jobs.kind.model_names[0],
+        "model_id": service.model_id,
     }
 
 

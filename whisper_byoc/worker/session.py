@@ -91,7 +91,6 @@ class Session:
         self._last_input: float | None = None
         self._last_output: float | None = None
         self._last_params: float | None = None
-        self._params = dict(request.params)
         self._problem: tuple[str, float] | None = None
         self._num_received = self._num_skipped = self._num_relayed = 0
         self._logger = JobLog(logger, {"job": job.job_id})
@@ -106,9 +105,12 @@ class Session:
         """Other values for some options. Raises RequestError; the stream goes on."""
         self._update(self.job, values)
         self._heard()
-        self._params |= values
         self._last_params = time.time()
-        self._tell({"type": "params_updated", "params": dict(values)}, _EVENTS)
+        self._tell({"type": "params_updated", "params": self._params()}, _EVENTS)
+
+    def _params(self) -> dict[str, Any]:
+        """The options that were given, without what is none: clients may send megabytes of it."""
+        return self.job.options.model_dump(mode="json", exclude_unset=True)
 
     def account(self) -> Account:
         """What is known of the stream now."""
@@ -123,7 +125,7 @@ class Session:
             last_input_time=self._last_input,
             last_output_time=self._last_output,
             last_params_time=self._last_params,
-            params=self._params,
+            params=self._params(),
             problem=text,
             problem_time=when,
             failed=self.job.failure is not None,

@@ -130,13 +130,11 @@ class Sessions:
         kind = self._jobs.kind
         defaults = kind.options()
         options = defaults.changed(known_options(defaults, request.params))
-        job_id = request.job_id
-        before = self._jobs.find(job_id)
-        if before is not None:
-            if before.state is not JobState.ENDED:
-                raise StreamExists(_RETRY_AFTER_SECONDS, request.stream_id)
-            self._jobs.forget(job_id)  # the same stream once more, after a swap and back
-        return self._jobs.open(job_id, options)
+        before = self._jobs.find(request.job_id)
+        if before is not None and before.state is not JobState.ENDED:
+            raise StreamExists(_RETRY_AFTER_SECONDS, request.stream_id)
+        # The same stream may come once more, after a swap and back.
+        return self._jobs.open(request.job_id, options, again=True)
 
     def _change(self, job: Job, values: Mapping[str, Any]) -> None:
         self._jobs.change(job, known_options(job.options, values))

@@ -1,0 +1,204 @@
+"""What a batch request brings: a body as it comes, its parts, its audio."""
+
+import asyncio
+import base64
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import Message, Receive
+
+from whisper_byoc.audio import AudioFormat, format_of_content_type
+from whisper_byoc.errors import (
+    BadMessage,
+    BodyTooLarge,
+    InvalidOption,
+    NoAudio,
+)
+from whisper_byoc.jobs import Chunks
+
+FILE_FIELDS = ("audio", "file")
+AUDIO_FIELDS = ("audio", "input", "audio_base64", "file")
+_CHUNK_BYTES = 64 * 1024
+_MAX_PARTS = 100
+
+Fields = Mapping[str, Any]
+"""What a request says beside its audio: text from forms and queries, anything from JSON."""
+
+
+class Vanished(Exception):
+    """The client has closed the connection: no one is left to answer."""
+
+
+class Incoming:
+    """A body as it comes. `watch` reads it whatever the pace of the job, so that it is always
+    noticed when the client vanishes; what waits is at most `limit`, then the request is refused.
+    """
+
+    def __init__(self, receive: Receive, limit: int, idle_seconds: float) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._idle_seconds = idle_seconds
+        self._waiting: deque[bytes] = deque()
+        self._num_bytes = 0
+        self._complete = False
+        self._arrived = asyncio.Event()
+
+    async def watch(self) -> None:
+        """Read until cancelled. Raises Vanished, BodyTooLarge, and NoAudio for a body that falls
+        silent."""
+        while True:
+            try:
+                async with asyncio.timeout(None if self._complete else self._idle_seconds):
+                    message = await self._receive()
+            except TimeoutError:
+                raise NoAudio(self._idle_seconds) from None
+            if message["type"] == "http.disconnect":
+                raise Vanished
+            if chunk := message.get("body", b""):
+                self._num_bytes += len(chunk)
+                if self._num_bytes > self._limit:
+                    raise BodyTooLarge(self._num_bytes, self._limit)
+                self._waiting.append(chunk)
+            self._complete = not message.get("more_body", False)
+            self._arrived.set()
+
+    async def begins(self) -> bool:
+        """Whether there is a body at all."""
+        while not (self._waiting or self._complete):
+            self._arrived.clear()
+            await self._arrived.wait()
+        return bool(self._waiting)
+
+    async def receive(self) -> Message:
+        """The body again, for Starlette's own parsers."""
+        if await self.begins():
+            return {"type": "http.request", "body": self._waiting.popleft(), "more_body": True}
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        while await self.begins():
+            yield self._waiting.popleft()
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """The parts of a body."""
+
+    fields: Fields
+    audio: Chunks
+    audio_format: AudioFormat | None
+
+
+def media_type(request: Request) -> str:
+    return request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+
+@asynccontextmanager
+async def open_upload(
+    request: Request, incoming: Incoming, limit: int, *, is_audio: bool
+) -> AsyncIterator[Upload]:
+    """Take a body apart; files of a form are gone at exit. What `is_audio` not is only unpacked.
+
+    Raises BadMessage, InvalidOption and UnsupportedAudio.
+    """
+    async with AsyncExitStack() as stack:
+        if media_type(request) == "multipart/form-data":
+            form = await stack.enter_async_context(_form(request, incoming, limit))
+            fields = _form_fields(form)
+            for file in (file for name in FILE_FIELDS for file in form.getlist(name)):
+                if isinstance(file, UploadFile):
+                    declared = format_of_content_type(file.content_type) if is_audio else None
+                    yield Upload(fields, _file_chunks(file), declared)
+                    return
+        elif media_type(request) == "application/json" and is_audio:
+            fields = _json_fields(b"".join([chunk async for chunk in incoming.chunks()]))
+        else:
+            content_type = request.headers.get("Content-Type")
+            declared = format_of_content_type(content_type) if is_audio else None
+            yield Upload({}, incoming.chunks(), declared)
+            return
+        audio, declared = _encoded_audio(fields)
+        yield Upload(fields, _slices(audio), declared)
+
+
+@asynccontextmanager
+async def _form(request: Request, incoming: Incoming, limit: int) -> AsyncIterator[FormData]:
+    expected = "multipart/form-data with the audio as file named audio or file"
+    parsing = Request(request.scope, incoming.receive).form(
+        max_files=_MAX_PARTS, max_fields=_MAX_PARTS, max_part_size=limit
+    )
+    async with AsyncExitStack() as stack:
+        try:
+            form = await stack.enter_async_context(parsing)
+        except HTTPException as error:
+            raise BadMessage(f"a form that cannot be read ({error.detail})", expected) from error
+        yield form
+
+
+def _form_fields(form: FormData) -> Fields:
+    """Text parts; those that come more than once, or are named so, as lists."""
+    fields: dict[str, Any] = {}
+    for name in form:
+        texts = [value for value in form.getlist(name) if isinstance(value, str)]
+        if name.endswith("[]"):
+            fields[name.removesuffix("[]")] = texts
+        elif texts:
+            fields[name] = texts[0] if len(texts) == 1 else texts
+    return fields
+
+
+def _json_fields(body: bytes) -> Fields:
+    """Options may also come in an object of their own, as in control messages."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        found = body[:80].decode("utf-8", "replace")
+        raise BadMessage(repr(found), 'a JSON object such as {"audio": "<base64>"}')
+    options = document.get("options")
+    return {**options, **document} if isinstance(options, dict) else document
+
+
+def _encoded_audio(fields: Fields) -> tuple[bytes, AudioFormat | None]:
+    """Base64, or a `data:` URL, whose type counts. Raises BadMessage, InvalidOption and
+    UnsupportedAudio."""
+    name = next((name for name in AUDIO_FIELDS if fields.get(name) is not None), None)
+    if name is None:
+        raise BadMessage(
+            f"without audio, it has {', '.join(sorted(fields)) or 'nothing'}",
+            "a file named audio or file, or base64 in audio",
+        )
+    value = fields[name]
+    wrong = InvalidOption(name, str(value)[:40], "base64, or a data: URL with base64")
+    if not isinstance(value, str):
+        raise wrong
+    declared = None
+    text = value.strip()
+    if text[:5].lower() == "data:":
+        head, _, text = text[5:].partition(",")
+        if not head.lower().endswith(";base64"):
+            raise wrong
+        declared = format_of_content_type(head[: -len(";base64")])
+    text = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True), declared
+    except ValueError:
+        raise wrong from None
+
+
+async def _file_chunks(file: UploadFile) -> AsyncIterator[bytes]:
+    while chunk := await file.read(_CHUNK_BYTES):
+        yield chunk
+
+
+async def _slices(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), _CHUNK_BYTES):
+        yield data[start : start + _CHUNK_BYTES]
