@@ -88,5 +88,5 @@ async def serve_app(
                 yield f"http://127.0.0.1:{listener.getsockname()[1]}", service
             finally:
                 await service.drain()
-                server.should_exit = True
+                server.stop()
                 await serving

@@ -181,7 +181,7 @@ async def open_orchestrator(
             finally:
                 for name in list(orchestrator.trickle.channels):
                     orchestrator.trickle.delete(name)
-                server.should_exit = True
+                server.stop()
                 await serving
 
 

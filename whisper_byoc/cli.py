@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -26,12 +26,32 @@ _CLOSE_SECONDS = 5
 """s that connections get to end by themselves after the jobs are flushed."""
 
 _BACKLOG = 2048
+_TICK_SECONDS = 0.1
+_TICKS_A_DAY = 864_000
+"""uvicorn counts its ticks so, and dates its answers by them."""
 
 logger = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its own signal handling: `serve` decides what a signal means."""
+    """uvicorn without its own signal handling: `serve` decides what a signal means, and calls
+    `stop`, which is obeyed at once and not at the next tick."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        self.should_exit = True
+        self._stopped.set()
+
+    async def main_loop(self) -> None:
+        tick = 0
+        while not await self.on_tick(tick):
+            tick = (tick + 1) % _TICKS_A_DAY
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_SECONDS):
+                    await self._stopped.wait()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -135,6 +155,6 @@ async def _stop_when_told(service: Service, server: Server, signals: asyncio.Que
             if waiting[1].done():
                 logger.warning("told again: not waiting for the jobs")
                 server.config.timeout_graceful_shutdown = 0
-        server.should_exit = True
+        server.stop()
         for task in (settled, *waiting):
             task.cancel()

@@ -334,7 +334,7 @@ async def test_while_models_load_clients_are_told_to_try_later() -> None:
             await service.settled()
             await door.session.close()
             await service.drain()
-            server.should_exit = True
+            server.stop()
             await serving
 
 

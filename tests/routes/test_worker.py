@@ -195,7 +195,7 @@ async def serve_loading(loaded: asyncio.Event) -> AsyncIterator[Worker]:
                 loaded.set()
                 await service.settled()
                 await service.drain()
-                server.should_exit = True
+                server.stop()
                 await serving
 
 

@@ -58,7 +58,7 @@ async def serve(trickle: TrickleServer, port: int = 0) -> AsyncIterator[int]:
             finally:
                 if running := set(server.server_state.tasks):
                     _, left = await asyncio.wait(running, timeout=_LEAVE_SECONDS)
-                server.should_exit = True
+                server.stop()
                 await serving
     assert not left, f"{len(left)} requests outlive their clients: {left}"
 

@@ -115,6 +115,13 @@ def segment(seq: int, *chunks: bytes) -> Play:
     return answer(200, *chunks, seq=str(seq), latest=str(seq + 1))
 
 
+def redirect(location: str) -> Play:
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(307, {"Location": location, "Content-Length": "0"})
+
+    return play
+
+
 def text(status: int, body: bytes) -> Play:
     """A whole answer of text, as `/next` gives it."""
 

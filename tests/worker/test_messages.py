@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from whisper_byoc.errors import BadMessage, ForbiddenUrl, InvalidOption
 from whisper_byoc.jobs import check_job_id
 from whisper_byoc.options import JobOptions, ProcessorOptions
-from whisper_byoc.transcript import End, Endpoint, EndReason, Event, Failure, Final, Partial, Word
+from whisper_byoc.transcript import (
+    End,
+    Endpoint,
+    EndReason,
+    Event,
+    Failure,
+    Final,
+    Partial,
+    Payload,
+    Word,
+)
 from whisper_byoc.worker.messages import (
     KEEPALIVE_LINE,
     MAX_LINE_BYTES,
@@ -244,6 +254,7 @@ ACCOUNT = Account(
     segments_dropped=2,
     segments_left_out=1,
     segments_relayed=48,
+    segments_not_relayed=2,
 )
 
 
@@ -264,7 +275,7 @@ ACCOUNT = Account(
             {"problem": "one bad segment"}, StreamState.ONLINE, id="audio came in spite of a fault"
         ),
         pytest.param(
-            {"counters": {"audio_seconds": 50.0, "lag_seconds": 11.0}},
+            {"counters": {"audio_seconds": 50.0, "lag_seconds": 31.0}},
             StreamState.DEGRADED_INFERENCE,
             id="words come late",
         ),
@@ -307,6 +318,7 @@ def test_a_status_tells_it_all() -> None:
             "restart_count": 0,
         },
         "segments_relayed": 48,
+        "segments_not_relayed": 2,
         "audio_seconds": 50.0,
         "lag_seconds": 1.0,
         "decode_seconds": 5.0,
@@ -395,3 +407,26 @@ def test_an_error_too_long_loses_its_end() -> None:
     line = data_line(Failure(1, "processor_failed", "語" * 100_000))
     assert len(line) <= MAX_LINE_BYTES
     assert json.loads(line)["code"] == "processor_failed"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"ok", {"bytes": 2, "text": "ok"}),
+        (b"", {"bytes": 0, "text": ""}),
+        (b"two\nlines", {"bytes": 9, "text": "two\nlines"}),
+        (b"\xff\x00", {"bytes": 2, "base64": "/wA="}),
+    ],
+    ids=["text", "nothing", "lines are escaped", "bytes are base64"],
+)
+def test_a_payload_without_a_media_channel_is_a_line(data: bytes, expected: dict[str, Any]) -> None:
+    line = data_line(Payload(3, data))
+    assert line.count(b"\n") == 1
+    assert json.loads(line) == {"type": "payload", "seq": 3, **expected}
+
+
+@pytest.mark.parametrize("data", [bytes(100_000), b"\xff" * 50_000, b"a" * 70_000])
+def test_a_payload_that_is_too_long_for_a_line_says_so(data: bytes) -> None:
+    line = data_line(Payload(3, data))
+    assert len(line) <= MAX_LINE_BYTES
+    assert "publish_url" in json.loads(line)["left_out"]

@@ -1,7 +1,7 @@
 """Both ends of a channel as a client of its server: `Subscriber` reads it, `Publisher` writes it.
 
 The rules are in `protocol`; here are the sockets. No request has a total time-out: a segment may
-take as long as its sender does.
+take as long as its sender does. Redirects are failures: they could lead anywhere.
 """
 
 import asyncio
@@ -175,7 +175,7 @@ class Subscriber:
         self.num_requests += 1
         try:
             async with asyncio.timeout(self._options.reissue_seconds) as limit:
-                return await self._session.get(f"{self.url}/{self._seq}")
+                return await self._session.get(f"{self.url}/{self._seq}", allow_redirects=False)
         except TimeoutError:
             if limit.expired():
                 return None
@@ -261,7 +261,10 @@ class Publisher:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 async with self._session.post(
-                    f"{self.url}/{self._seq}", data=body() if data else b"", headers=headers
+                    f"{self.url}/{self._seq}",
+                    data=body() if data else b"",
+                    headers=headers,
+                    allow_redirects=False,
                 ) as response:
                     step = after_post(self._seq, response.status, response.headers)
                     problem = f"status {response.status}"
@@ -287,7 +290,7 @@ class Publisher:
     async def _ask_first(self) -> int:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                async with self._session.get(f"{self.url}/next") as response:
+                async with self._session.get(f"{self.url}/next", allow_redirects=False) as response:
                     body = await response.read()
                     return first_seq(response.status, body.decode("ascii", "replace"))
         except _BROKEN as error:

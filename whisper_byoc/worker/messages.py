@@ -3,6 +3,7 @@
 The shapes are those of go-livepeer's byoc package, PyTrickle and ai-runner.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -23,7 +24,8 @@ _MAX_TEXT: Final = MAX_LINE_BYTES // 8
 """Characters that fit into a line, however they are written: JSON may take six bytes for one."""
 _URLS: Final = ("subscribe_url", "publish_url", "control_url", "events_url", "data_url")
 _IDS: Final = ("gateway_request_id", "stream_id", "request_id")
-_LAG_SECONDS = 10.0
+_LAG_SECONDS = 30.0
+"""More than the longest utterance, which may not be final before its end."""
 _QUIET_SECONDS = 15.0
 
 
@@ -152,6 +154,7 @@ class Account:
     segments_dropped: int
     segments_left_out: int
     segments_relayed: int
+    segments_not_relayed: int
 
     @property
     def state(self) -> StreamState:
@@ -196,6 +199,7 @@ def status_event(account: Account) -> dict[str, Any]:
             "restart_count": 0,
         },
         "segments_relayed": account.segments_relayed,
+        "segments_not_relayed": account.segments_not_relayed,
         **account.counters,
         "rtf": _rtf(account.counters),
     }
@@ -206,6 +210,8 @@ def data_line(event: transcript.Event | None) -> bytes:
     its words' times, and then without its end."""
     if event is None:
         return KEEPALIVE_LINE
+    if isinstance(event, transcript.Payload):
+        return _payload_line(event)
     line = _written(event)
     if len(line) > MAX_LINE_BYTES:
         line = _written(event, words=False)
@@ -213,6 +219,20 @@ def data_line(event: transcript.Event | None) -> bytes:
         line = _written(replace(event, text=event.text[:_MAX_TEXT]), words=False)
     elif len(line) > MAX_LINE_BYTES and isinstance(event, transcript.Failure):
         line = _written(replace(event, message=event.message[:_MAX_TEXT]))
+    return line
+
+
+def _payload_line(event: transcript.Payload) -> bytes:
+    """A processor's output where there is no channel for media: text as text, else base64."""
+    document: dict[str, Any] = {"type": "payload", "seq": event.seq, "bytes": len(event.data)}
+    try:
+        content = {"text": event.data.decode()}
+    except UnicodeDecodeError:
+        content = {"base64": base64.b64encode(event.data).decode()}
+    line = json.dumps(document | content, ensure_ascii=False).encode() + b"\n"
+    if len(line) > MAX_LINE_BYTES:
+        content = {"left_out": "too long for a line, expected a start with publish_url"}
+        line = json.dumps(document | content).encode() + b"\n"
     return line
 
 

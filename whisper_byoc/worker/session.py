@@ -92,7 +92,8 @@ class Session:
         self._last_output: float | None = None
         self._last_params: float | None = None
         self._problem: tuple[str, float] | None = None
-        self._num_received = self._num_skipped = self._num_relayed = 0
+        self._num_received = self._num_skipped = 0
+        self._num_relayed = self._num_not_relayed = 0
         self._logger = JobLog(logger, {"job": job.job_id})
 
     async def stop(self, reason: EndReason) -> None:
@@ -135,6 +136,7 @@ class Session:
             segments_dropped=self._to_job.num_skipped,
             segments_left_out=self.job.num_problems,
             segments_relayed=self._num_relayed,
+            segments_not_relayed=self._num_not_relayed,
         )
 
     async def run(self) -> None:
@@ -260,6 +262,7 @@ class Session:
             async for chunks in reader:
                 await publisher.publish(b"".join([chunk async for chunk in chunks]))
                 self._num_relayed += 1
+                self._num_not_relayed = reader.num_skipped
         except TrickleError as error:  # the words go on without the picture
             self._logger.warning("relay: %s", error)
             reader.close()
@@ -270,14 +273,14 @@ class Session:
     async def _write_output(self, http: aiohttp.ClientSession) -> None:
         """Every event of the job to the channel it belongs to, until the last."""
         data = self._publisher(http, self.request.data_url, "application/jsonl")
-        media = data
+        media = None
         if self.request.publish_url and not self.job.relays_input:
             media = self._publisher(http, self.request.publish_url, "video/MP2T")
         keepalive = self._settings.data_keepalive_seconds
         pace = _Pace()
         async for event in self._events_of_job(keepalive):
-            if isinstance(event, Payload):
-                await _publish(media, event.data)
+            if isinstance(event, Payload) and media is not None:
+                await media.publish(event.data)
             elif data is not None:
                 await pace.wait()
                 await data.publish(data_line(event))
