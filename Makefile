@@ -48,8 +48,12 @@ gateway-peer: $(if $(NEWER),$(GATEWAY)/installed)  ## livepeer-gateway, to test 
 $(GATEWAY)/installed: constraints-gateway.txt
 	-$(NEWER) -m venv $(GATEWAY) && $(GATEWAY)/bin/python -m pip install --quiet --no-deps --requirement constraints-gateway.txt && touch $@
 
+# Most tests wait for sockets more than they compute. A file's tests stay together, since they share
+# services.
+TOGETHER := -n 3 --dist loadfile
+
 test: bake-test gateway-peer  ## install, bake and run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TOGETHER)
 
 test-conformance: install  ## the 36 cases of a trickle server against TRICKLE_BASE=http://host/ai/trickle/
 	TRICKLE_BASE=$(TRICKLE_BASE) $(BIN)/python -m pytest tests/trickle/test_conformance.py

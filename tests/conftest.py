@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -42,6 +43,14 @@ def speech_dir() -> Path:
     return SPEECH_DIR
 
 
+@pytest.fixture
+def unused_tcp_port() -> int:
+    """For what has to be named before it listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
 Speak = Callable[[str], NDArray[np.float32]]
 
 
@@ -75,12 +84,13 @@ async def serve_app(
     open_engine: OpenEngine | None = None,
     settings: Settings | None = None,
     processor: Processor | None = None,
+    port: int = 0,
 ) -> AsyncIterator[tuple[str, Service]]:
     """The real application on a real socket: its URL and its service, ready."""
     settings = settings or Settings(model=ModelSettings(directory=MODELS))
     service = Service(settings, open_engine or inference_engine, processor)
     server = Server(uvicorn.Config(build_app(service), log_config=None, access_log=False))
-    with listen(ServerSettings(host="127.0.0.1", port=0)) as listener:
+    with listen(ServerSettings(host="127.0.0.1", port=port)) as listener:
         async with asyncio.TaskGroup() as group:
             serving = group.create_task(server.serve([listener]))
             await service.settled()

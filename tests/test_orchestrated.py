@@ -11,6 +11,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import jiwer
@@ -30,6 +31,7 @@ from tests.orchestrator import (
     open_orchestrator,
     open_stream,
 )
+from tests.pytrickle_peer import open_publisher, open_subscriber
 from tests.scripted import ScriptedModel, scripted_engine
 from tests.transport import transport_segments
 from whisper_byoc.media import open_source
@@ -194,6 +196,36 @@ async def test_case_119_livepeer_gateways_clients_as_gateway(
     lines = [json.loads(line) for line in output.splitlines()]
     finals = [line["text"] for line in lines if line["type"] == "final"]
     check_words(" ".join(finals), TEXT, 0.1)
+    assert lines[-1]["type"] == "end"
+
+
+@pytest.mark.model
+@pytest.mark.filterwarnings("ignore:verify_ssl is deprecated:DeprecationWarning")
+async def test_pytrickles_clients_as_gateway(worker: tuple[str, Service], speak: Speak) -> None:
+    """Its publisher writes the input and its subscriber reads the data, a line a segment."""
+    url, _ = worker
+    lines: list[dict[str, Any]] = []
+
+    async def read(channel: str) -> None:
+        async with open_subscriber(channel) as reading:
+            while (segment := await reading.next()) is not None:
+                body = b""
+                while chunk := await segment.read():
+                    body += chunk
+                lines.append(json.loads(body))
+
+    segments = await transport_segments(padded(speak(TEXT)))
+    async with open_orchestrator() as orchestrator, asyncio.timeout(TIMEOUT):
+        async with open_stream(orchestrator, Capability("whisper", url), "pytrickle") as stream:
+            reading = asyncio.create_task(read(orchestrator.channel_url("pytrickle-data")))
+            async with open_publisher(orchestrator.channel_url("pytrickle")) as sending:
+                for segment in segments:
+                    async with await sending.next() as writer:
+                        await writer.write(segment)
+                    await asyncio.sleep(1)  # the pace of a gateway
+            await stream.stop()
+        await reading
+    check_words(" ".join(it["text"] for it in lines if it["type"] == "final"), TEXT, 0.1)
     assert lines[-1]["type"] == "end"
 
 

@@ -24,8 +24,8 @@ _MAX_TEXT: Final = MAX_LINE_BYTES // 8
 """Characters that fit into a line, however they are written: JSON may take six bytes for one."""
 _URLS: Final = ("subscribe_url", "publish_url", "control_url", "events_url", "data_url")
 _IDS: Final = ("gateway_request_id", "stream_id", "request_id")
-_LAG_SECONDS = 30.0
-"""More than the longest utterance, which may not be final before its end."""
+_LAG_SECONDS = 28.0
+"""The longest utterance, which may not be final before its end."""
 _QUIET_SECONDS = 15.0
 
 
