@@ -39,7 +39,7 @@ ALLOWED = {
     "processing": {
         "audio", "eventlog", "jobs", "metrics", "options", "settings", "transcript",
     },
-    "feeds": {"jobs", "transcript", "trickle"},
+    "feeds": {"audio", "jobs", "transcript", "trickle"},
     "worker": {"audio", "jobs", "metrics", "options", "settings", "transcript", "trickle"},
     "service": {
         "feeds", "inference", "jobs", "metrics", "processing", "registration", "settings",

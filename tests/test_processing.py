@@ -1,6 +1,8 @@
 """Processors in place of Whisper: every door, real frames, and what goes wrong in them."""
 
+import asyncio
 import io
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 
 import aiohttp
@@ -211,6 +213,73 @@ async def test_a_body_over_the_limit_is_413() -> None:
         http.put(f"{url}/live/j/source", data=bytes(5000)) as answer,
     ):
         assert answer.status == 413
+
+
+async def test_an_input_that_stalls_does_not_hold_its_job() -> None:
+    async def stalled() -> AsyncIterator[bytes]:
+        yield b"a"
+        await asyncio.Event().wait()
+
+    async with (
+        asyncio.timeout(TIMEOUT),
+        serve_processor(Passthrough()) as (url, service),
+        aiohttp.ClientSession() as http,
+    ):
+        sending = asyncio.ensure_future(http.put(f"{url}/live/j/source", data=stalled()))
+        job = await service.jobs.wait_for("j")
+        async with http.delete(f"{url}/live/j") as answer:
+            assert (await answer.json())["state"] == "ended"
+        assert (await sending).status == 200
+        assert job.counters()["payloads"] == 0  # a part of an input is none
+
+
+async def test_a_failed_input_ends_no_job_that_goes_on() -> None:
+    async with serve_processor(Faulty()) as (url, _), aiohttp.ClientSession() as http:
+        source = f"{url}/live/j/source?final=false"
+        for data, status in [(b"a", 200), (b"boom", 500), (b"c", 200)]:
+            async with http.put(source, data=data) as answer:
+                assert answer.status == status
+        async with http.delete(f"{url}/live/j"):
+            pass
+        async with http.get(f"{url}/live/j/output") as answer:
+            assert await answer.read() == b"AC"
+
+
+async def test_a_failed_segment_is_an_empty_one_so_that_numbers_go_on_together() -> None:
+    async with serve_processor(Faulty()) as (url, _), aiohttp.ClientSession() as http:
+        found = []
+        for seq, data in enumerate([b"a", b"boom", b"c"]):
+            async with http.post(f"{url}/live/j/source/{seq}", data=data):
+                pass
+            async with http.get(f"{url}/live/j/output/{seq}") as answer:
+                found.append(await answer.read())
+    assert found == [b"A", b"", b"C"]
+
+
+@pytest.mark.parametrize("name", ["copy", "json", "dict", "changed", "model_dump"])
+async def test_parameters_may_have_any_name(name: str) -> None:
+    async with (
+        serve_processor(Passthrough()) as (url, _),
+        open_orchestrator() as orchestrator,
+        open_stream(orchestrator, Capability("x", url), params={name: 1}) as stream,
+    ):
+        assert (await stream.update(b'{"other": 2}'))[0] == 200
+        await stream.until(
+            lambda: (
+                stream.status.get("inference_status", {}).get("last_params")
+                == {name: 1, "other": 2}
+            )
+        )
+
+
+class Endless(Passthrough):
+    async def initialize(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_processor_that_never_begins_does_not_keep_the_service_from_closing() -> None:
+    async with asyncio.timeout(TIMEOUT), Service(Settings(), processor=Endless()).serve():
+        pass
 
 
 class Unready:

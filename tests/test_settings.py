@@ -3,7 +3,7 @@
 import pytest
 
 from whisper_byoc.errors import ConfigurationError
-from whisper_byoc.settings import read_settings, setting_rows
+from whisper_byoc.settings import drop_secrets, read_settings, setting_rows
 
 
 @pytest.mark.parametrize("value", ["tiny.en,base", "tiny.en base", " tiny.en , base,"])
@@ -32,3 +32,49 @@ def test_every_setting_has_a_description() -> None:
     rows = list(setting_rows())
     assert len(rows) > 20
     assert all(row.description for row in rows)
+
+
+def test_the_names_of_other_workers_count_where_ours_are_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ORCH_URL", "https://a:8935/, http://b")
+    monkeypatch.setenv("LIVEPEER_ORCH_URL", "http://c")
+    monkeypatch.setenv("ORCH_SECRET", " hidden\n")
+    monkeypatch.setenv("CAPABILITY_NAME", "")
+    monkeypatch.setenv("LIVEPEER_CAPABILITY_NAME", "whisper")
+    monkeypatch.setenv("CAPABILITY_CAPACITY", "3")
+    monkeypatch.setenv("WHISPER_CAPABILITY_CAPACITY", "4")
+    monkeypatch.setenv("MODEL_ID", "openai/whisper-tiny.en")
+    settings = read_settings()
+    assert settings.orchestrator.urls == ("https://a:8935", "http://b")
+    assert settings.orchestrator.hosts == {"a", "b"}
+    assert settings.orchestrator.secret.get_secret_value() == "hidden"
+    assert (settings.capability.name, settings.capability.capacity) == ("whisper", 4)
+    assert settings.model.names == ("tiny.en",)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WHISPER_ORCHESTRATOR_ORCH_SECRET", "hunter2"),
+        ("WHISPER_ORCHESTRATOR_URLS", "https://user:hunter2@host"),
+        ("ORCH_URL", "hunter2"),
+    ],
+)
+def test_what_may_be_a_secret_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings()
+    assert "WHISPER_ORCHESTRATOR_" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_secrets_do_not_stay_in_the_environment() -> None:
+    environment = {
+        "ORCH_SECRET": "a", "auth_token": "b", "WHISPER_ORCHESTRATOR": "c", "ORCH_URL": "d",
+        "Whisper_Orchestrator_Token": "e",
+    }  # fmt: skip
+    drop_secrets(environment)
+    assert environment == {"ORCH_URL": "d"}

@@ -44,6 +44,11 @@ class EventLog:
         self._changed = asyncio.Event()
 
     @property
+    def num_bytes(self) -> int:
+        """Of the payloads that are kept."""
+        return self._num_bytes
+
+    @property
     def dropped_seq(self) -> int:
         """The newest event that has given way; -1 for none."""
         return self._dropped_seq

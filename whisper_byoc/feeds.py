@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from whisper_byoc.audio import AudioFormat
 from whisper_byoc.errors import Draining, ServiceError
 from whisper_byoc.jobs import Job
 from whisper_byoc.transcript import EndReason
@@ -43,29 +44,37 @@ class Feeds:
     def find(self, job_id: str) -> LocalChannel | None:
         return self._channels.get(job_id)
 
-    def channel(self, job: Job, mime: str) -> LocalChannel:
-        """The source channel of a running job, made when it has none. Raises JobEnded, SourceBusy
-        and Draining."""
+    def channel(self, job: Job, audio_format: AudioFormat | None = None) -> LocalChannel:
+        """The source channel of a running job, made when it has none. audio_format: of raw audio in
+        it; None lets its first bytes say. Raises JobEnded, SourceBusy and Draining."""
         channel = self._channels.get(job.job_id)
         if channel is not None:
             return channel
         job.check_receives()
         if self._group is None:
             raise Draining(1)
-        channel = LocalChannel(mime, asyncio.get_running_loop().time())
+        channel = LocalChannel("", asyncio.get_running_loop().time())
         reader = LocalReader(channel, _OVERTAKE_SECONDS)
         self._channels[job.job_id] = channel
-        task = self._group.create_task(self._feed(job, channel, reader))
+        task = self._group.create_task(self._feed(job, channel, reader, audio_format))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return channel
 
-    async def _feed(self, job: Job, channel: LocalChannel, reader: LocalReader) -> None:
+    async def _feed(
+        self,
+        job: Job,
+        channel: LocalChannel,
+        reader: LocalReader,
+        audio_format: AudioFormat | None,
+    ) -> None:
+        job.finish_input = channel.finish
         try:
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(self._close_with(job, channel))
                 try:
-                    await job.receive_segments(reader, None)
+                    await job.receive_segments(reader, audio_format)
+                    job.finish_input = None
                     await job.stop(EndReason.EOF)
                 except ServiceError as error:  # the job tells its readers
                     logger.info("job %s: %s", job.job_id, error)

@@ -6,7 +6,7 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol
@@ -19,6 +19,7 @@ from whisper_byoc.errors import (
     Draining,
     InvalidJobId,
     JobEnded,
+    ProcessorError,
     ServiceError,
     SourceBusy,
     TooManyJobs,
@@ -77,6 +78,8 @@ class Job(ABC):
         self._metrics = metrics
         self._receiving = False
         self._pump: asyncio.Task[None] | None = None
+        self.finish_input: Callable[[], None] | None = None
+        """Set by who feeds it from a buffer: `stop` calls it, and hears first what waits there."""
         self._stop_reason: EndReason | None = None
         self._input_ended = False
         self._failure: ServiceError | None = None
@@ -175,6 +178,8 @@ class Job(ABC):
             "error": None if self._failure is None else self._failure.code,
             "options": self.options.model_dump(mode="json"),
             "bytes": self.num_bytes,
+            "problems": self.num_problems,
+            "problem": None if self.problem is None else str(self.problem),
             **self.counters(),
             "seconds": round(self.seconds, 3),
         }
@@ -207,14 +212,17 @@ class Job(ABC):
         """Take one body; returns the number of its bytes when all of them have been taken in.
 
         `final`: the end of this body is the end of the stream, also when the body breaks off with
-        ConnectionError. Raises what `check_receives` raises, and BodyTooLarge, UnsupportedAudio and
-        DecodeError when the job has ended for it; what was heard before is flushed if it can be.
+        ConnectionError. Raises what `check_receives` raises; BodyTooLarge, UnsupportedAudio and
+        DecodeError when the job has ended for it, and what was heard before is flushed if it can
+        be; and ProcessorError, which ends it only where the input was `final`.
         """
         self.check_receives()
         counter = BodyCounter(self._settings.max_body_bytes)
         try:
             await self._receive_counted(chunks, audio_format, counter)
         except ServiceError as error:
+            if isinstance(error, ProcessorError) and not final:
+                raise
             await self._fail(error)
             await self._done.wait()
             raise
@@ -226,7 +234,9 @@ class Job(ABC):
         """Take nothing more and flush; returns when everything is final."""
         if self._stop_reason is None:
             self._stop_reason = reason
-            if self._pump is not None:
+            if self.finish_input is not None:
+                self.finish_input()
+            elif self._pump is not None:
                 self._pump.cancel()
             elif not self._receiving:
                 await self._end_input(reason)
@@ -514,7 +524,9 @@ class Jobs:
         oldest = asyncio.get_running_loop().time() - self._settings.jobs.retention_seconds
         while self._ended:
             job = next(iter(self._ended.values()))
+            num_bytes = sum(job.log.num_bytes for job in self._ended.values())
             kept = len(self._ended) <= self._settings.jobs.max_ended_jobs
+            kept = kept and num_bytes <= self._settings.jobs.max_ended_bytes
             if kept and job.ended_at is not None and job.ended_at > oldest:
                 return
             del self._ended[job.job_id]

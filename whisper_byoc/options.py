@@ -20,7 +20,8 @@ class Options(BaseModel):
 
     def changed(self, values: Mapping[str, Any]) -> Self:
         """With other values for some. Raises InvalidOption, naming what was found and expected."""
-        told = {name: getattr(self, name) for name in self.model_fields_set}
+        fields = self.model_fields_set & type(self).model_fields.keys()
+        told = {name: getattr(self, name) for name in fields} | (self.model_extra or {})
         try:
             return self.model_validate({**told, **values})
         except ValidationError as error:

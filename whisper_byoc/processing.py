@@ -20,11 +20,12 @@ from whisper_byoc.errors import (
     ServiceError,
 )
 from whisper_byoc.eventlog import EventLog
-from whisper_byoc.jobs import BodyCounter, Chunks, Job, JobState
+from whisper_byoc.jobs import BodyCounter, Chunks, Job
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.options import Options, ProcessorOptions
 from whisper_byoc.settings import Settings
 from whisper_byoc.transcript import (
+    OCTETS,
     End,
     EndReason,
     Failure,
@@ -37,7 +38,6 @@ from whisper_byoc.transcript import (
 logger = logging.getLogger(__name__)
 
 _METHODS = ("initialize", "process", "shutdown")
-OCTETS = "application/octet-stream"
 
 
 class Processor(Protocol):
@@ -193,7 +193,7 @@ class Processing(Job):
         self, segments: AsyncIterator[Chunks], audio_format: AudioFormat | None
     ) -> None:
         async for segment in segments:
-            if self.state is not JobState.RECEIVING:
+            if self._input_ended:
                 return
             try:
                 await self._receive_counted(segment, audio_format, BodyCounter(self._max_bytes))
@@ -203,14 +203,31 @@ class Processing(Job):
                 self.problem = error
                 self.num_problems += 1
                 self._logger.warning("input left out: %s", error)
+                self._send(Payload(self.log.next_seq, b""))  # so that numbers go on together
+        if self._stop_reason is not None:
+            await self._end_input(self._stop_reason)
 
     async def _receive(self, chunks: Chunks, audio_format: AudioFormat | None) -> None:
         data = bytearray()
-        async for chunk in chunks:
-            self.keep_alive()
-            data += chunk
-            if len(data) > self._max_bytes:
-                raise BodyTooLarge(len(data), self._max_bytes)
+
+        async def pump() -> None:
+            async for chunk in chunks:
+                self.keep_alive()
+                data.extend(chunk)
+                if len(data) > self._max_bytes:
+                    return
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._pump = group.create_task(pump())
+                await asyncio.wait({self._pump})
+                stopped = self._pump.cancelled()
+        finally:
+            self._pump = None
+        if stopped:  # a part of an input is none
+            return
+        if len(data) > self._max_bytes:
+            raise BodyTooLarge(len(data), self._max_bytes)
         while not self._updates.empty():
             await self._host.update_params(self._updates.get_nowait())
         began = self._loop.time()

@@ -125,11 +125,13 @@ class Service:
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._run())
+            running = group.create_task(self._run())
             try:
                 yield
             finally:
                 self._closing.set()
+                if self._processor is not None and not self._settled.is_set():
+                    running.cancel()  # it is not ours, and may never be initialized
 
     async def _run(self) -> None:
         began = time.monotonic()

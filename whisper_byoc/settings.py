@@ -66,6 +66,13 @@ def _words(value: object) -> object:
     return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
 
 
+def _check_url(url: str) -> None:
+    """Without what it may hold of a password, since URLs are logged."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        raise ValueError("should begin with http:// or https:// and a host, without a user")
+
+
 class ServerSettings(Group):
     host: str = Field("0.0.0.0", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
@@ -148,6 +155,9 @@ class JobSettings(Group):
     max_ended_jobs: int = Field(
         1000, ge=0, le=1_000_000, description="ended jobs kept; the oldest is forgotten first"
     )
+    max_ended_bytes: int = Field(
+        256 * 1024**2, ge=0, description="bytes of processors' output that ended jobs keep in all"
+    )
     output_grace_seconds: float = Field(
         10.0, ge=0, le=600, description="s that GET output waits for a job that does not exist yet"
     )
@@ -191,6 +201,12 @@ class OrchestratorSettings(Group):
         description="what the worker and batch doors want as Bearer token; AUTH_TOKEN",
     )
 
+    @field_validator("secret", "token", mode="before")
+    @classmethod
+    def _strip(cls, value: object) -> object:
+        """What ends a line in a file of secrets is none of it."""
+        return value.strip() if isinstance(value, str) else value
+
     @field_validator("urls", mode="before")
     @classmethod
     def _split_urls(cls, value: object) -> object:
@@ -203,9 +219,7 @@ class OrchestratorSettings(Group):
     @classmethod
     def _check_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         for url in urls:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ValueError(f"{url} should begin with http:// or https:// and a host")
+            _check_url(url)
         return urls
 
     @field_validator("interfaces", "allowed_hosts", mode="before")
@@ -255,8 +269,7 @@ class CapabilitySettings(Group):
     @classmethod
     def _bare(cls, url: str) -> str:
         """Orchestrators append paths to it as text."""
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-            raise ValueError("should begin with http:// or https:// and a host")
+        _check_url(url)
         return url.rstrip("/")
 
 
@@ -315,7 +328,10 @@ PEER_NAMES: Mapping[str, tuple[str, str]] = {
 }
 """What PyTrickle, comfystream, project-transcript, ai-runner and livepeer-gateway's runners read
 (trickle-protocol.md, C.4). An earlier name counts before a later one."""
-_SECRET_NAMES = ("ORCH_SECRET", "LIVEPEER_ORCH_SECRET", "AUTH_TOKEN")
+_SECRET_NAMES = (
+    "ORCH_SECRET", "LIVEPEER_ORCH_SECRET", "AUTH_TOKEN",
+    "WHISPER_ORCHESTRATOR", "WHISPER_ORCHESTRATOR_SECRET", "WHISPER_ORCHESTRATOR_TOKEN",
+)  # fmt: skip
 
 
 def peer_values(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -332,8 +348,9 @@ def peer_values(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
 
 def drop_secrets(environment: MutableMapping[str, str]) -> None:
     """So that ffmpeg, or anything else we start, does not inherit them."""
-    for name in (*_SECRET_NAMES, "WHISPER_ORCHESTRATOR_SECRET", "WHISPER_ORCHESTRATOR_TOKEN"):
-        environment.pop(name, None)
+    for name in list(environment):
+        if name.upper() in _SECRET_NAMES:
+            del environment[name]
 
 
 class Settings(BaseSettings):
@@ -378,11 +395,18 @@ def read_settings(**overrides: Any) -> Settings:
         ) from error
     except ValidationError as error:
         problems = (
-            f"WHISPER_{'_'.join(map(str, item['loc'])).upper()} is {item['input']!r}:"
+            f"WHISPER_{'_'.join(map(str, item['loc'])).upper()} is {_shown(item)}:"
             f" {item['msg'][0].lower()}{item['msg'][1:]}"
             for item in error.errors()
         )
         raise ConfigurationError("; ".join(problems)) from error
+
+
+def _shown(problem: Mapping[str, Any]) -> str:
+    """What was found, unless it may be a secret, or hold one."""
+    if problem["loc"] and problem["loc"][0] == "orchestrator":
+        return "set and not shown"
+    return repr(problem["input"])
 
 
 @dataclass(frozen=True, slots=True)

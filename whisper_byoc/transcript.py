@@ -15,6 +15,9 @@ MAX_LINE_CHARACTERS = 42
 MAX_CUE_LINES = 2
 DONE = "[DONE]"
 """Ends server-sent events, as OpenAI does and orchestrators expect."""
+MAX_LINE_BYTES = 60 * 1024
+"""Of an event that orchestrators and gateways pass on: they scan lines and give up at 64 KiB."""
+OCTETS = "application/octet-stream"
 UNSPACED = frozenset(("zh", "ja", "th", "lo", "my", "yue"))
 """Languages that are written without spaces between words (whisper/tokenizer.py)."""
 

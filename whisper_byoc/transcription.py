@@ -21,7 +21,7 @@ from whisper_byoc.errors import (
 from whisper_byoc.eventlog import EventLog
 from whisper_byoc.inference.engine import Engine
 from whisper_byoc.inference.voice import VoiceActivity, VoiceState
-from whisper_byoc.jobs import BodyCounter, Chunks, Job, JobState
+from whisper_byoc.jobs import BodyCounter, Chunks, Job
 from whisper_byoc.media import SegmentJoiner, open_source
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.options import JobOptions, Options
@@ -159,7 +159,7 @@ class Transcription(Job):
         """Segments that go on in one another are one body, one decoder and one clock: transport
         streams, raw audio, a recording in pieces. One that begins another file begins anew."""
         joiner = SegmentJoiner(segments, audio_format)
-        while self.state is JobState.RECEIVING and await joiner.begin():
+        while not self._input_ended and await joiner.begin():
             try:
                 await self._receive_counted(joiner.chunks(), audio_format, BodyCounter(None))
             except UnsupportedAudio as error:
@@ -168,6 +168,8 @@ class Transcription(Job):
                 self.problem = error
                 self.num_problems += 1
                 self._logger.debug("segment left out: %s", error)
+        if self._stop_reason is not None:
+            await self._end_input(self._stop_reason)
 
     async def _receive(
         self, chunks: AsyncIterator[bytes], audio_format: AudioFormat | None

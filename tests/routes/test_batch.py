@@ -25,7 +25,7 @@ from tests.scripted import ScriptedModel, scripted_engine, spoken, whole_seconds
 from whisper_byoc.decode import DecodeRequest, Hypothesis
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.processing import Processor
-from whisper_byoc.routes.replies import MAX_LINE_BYTES, DeltaWriter
+from whisper_byoc.routes.replies import DeltaWriter
 from whisper_byoc.service import Service
 from whisper_byoc.settings import (
     CapabilitySettings,
@@ -35,7 +35,7 @@ from whisper_byoc.settings import (
     Settings,
     WorkerSettings,
 )
-from whisper_byoc.transcript import DONE, End, EndReason, Failure, Final, Word
+from whisper_byoc.transcript import DONE, MAX_LINE_BYTES, End, EndReason, Failure, Final, Word
 
 pytestmark = pytest.mark.anyio
 TIMEOUT = 60

@@ -221,3 +221,71 @@ async def test_pytrickles_publisher_and_subscriber_work_against_us(
     assert events[-1]["type"] == "end"
     assert events[-1]["audio_seconds"] == pytest.approx(len(sentence) / 16_000, abs=0.001)
     assert any(event["type"] == "final" for event in events)
+
+
+async def test_what_was_taken_is_heard_before_a_job_is_stopped(
+    url: str, http: aiohttp.ClientSession, sentence: NDArray[np.float32]
+) -> None:
+    piece = pcm(np.tile(sentence, 3)[: 5 * 16_000])
+    for seq in range(8):
+        async with http.post(f"{url}/live/j/source/{seq}", data=piece) as answer:
+            assert answer.status == 200
+    async with http.delete(f"{url}/live/j") as answer:
+        document = await answer.json()
+    assert document["audio_seconds"] == pytest.approx(8 * len(piece) / 32_000, abs=0.01)
+    assert (document["state"], document["reason"]) == ("ended", "stopped")
+
+
+async def test_a_segment_without_audio_is_told_and_holds_nothing_up(
+    url: str, http: aiohttp.ClientSession, sentence: NDArray[np.float32]
+) -> None:
+    nulls = (b"\x47\x1f\xff\x10" + bytes(184)) * 40
+    async with http.post(f"{url}/live/j/source/0", data=nulls) as answer:
+        assert answer.status == 200
+    async with asyncio.timeout(TIMEOUT), http.delete(f"{url}/live/j") as answer:
+        document = await answer.json()
+    assert document["state"] == "ended"
+    assert document["problems"] == 1
+    assert "MPEG-TS" in document["problem"]
+
+
+async def test_a_label_of_raw_audio_counts(
+    url: str, http: aiohttp.ClientSession, sentence: NDArray[np.float32]
+) -> None:
+    headers = {"Content-Type": "audio/pcm;rate=8000"}
+    async with http.post(f"{url}/live/j/source/0", data=bytes(32_000), headers=headers):
+        pass
+    async with http.delete(f"{url}/live/j") as answer:
+        assert (await answer.json())["audio_seconds"] == pytest.approx(2.0, abs=0.05)
+
+
+async def test_a_publisher_that_begins_anew_is_heard_where_it_says_so(
+    url: str, http: aiohttp.ClientSession, sentence: NDArray[np.float32]
+) -> None:
+    """Without a reset its first segments are those that were complete, as in any channel."""
+    second = bytes(32_000)
+    for seq in (0, 1):
+        async with http.post(f"{url}/live/j/source/{seq}", data=second):
+            pass
+        await until_heard(http, f"{url}/live/j", seq + 1.0)
+    async with http.post(f"{url}/live/j/source/0", data=second) as answer:
+        assert answer.status == 200
+    async with http.get(f"{url}/live/j/source/next") as answer:
+        assert await answer.text() == "2"
+    headers = {"Lp-Trickle-Reset": "1"}
+    async with http.post(f"{url}/live/j/source/0", data=second, headers=headers):
+        pass
+    await until_heard(http, f"{url}/live/j", 3.0)
+    async with http.post(f"{url}/live/j/source/40", data=second):  # a leap
+        pass
+    await until_heard(http, f"{url}/live/j", 4.0)
+    async with http.delete(f"{url}/live/j") as answer:
+        assert (await answer.json())["audio_seconds"] == 4.0
+
+
+async def until_heard(http: aiohttp.ClientSession, job: str, seconds: float) -> None:
+    async with asyncio.timeout(TIMEOUT):
+        while True:
+            async with http.get(job) as answer:
+                if (await answer.json())["audio_seconds"] >= seconds:
+                    return

@@ -276,6 +276,11 @@ def has_received(num_segments: int) -> Callable[[Any], bool]:
     return reached
 
 
+def paused(samples: Samples) -> Samples:
+    """With a pause at the end, so that it is decoded however fast it came."""
+    return np.pad(samples, (0, 24_000))
+
+
 async def publish_speech(stream: Stream, samples: Samples, num_segments: int = 3) -> None:
     """Fewer segments than a channel keeps, so that none is missed."""
     for part in np.array_split(samples, num_segments):
@@ -524,7 +529,7 @@ async def test_a_stream_that_is_stopping_does_not_count_as_started(sentence: Sam
         asyncio.TaskGroup() as group,
     ):
         worker.model.gate.clear()
-        await publish_speech(stream, sentence)
+        await publish_speech(stream, paused(sentence))
         await asyncio.to_thread(worker.model.asked.wait, TIMEOUT)
         stopping = group.create_task(worker.stop("stream"))
         await worker.service.sessions.running[0].stopping.wait()
@@ -619,7 +624,7 @@ async def test_case_077_stop_is_answered_when_the_last_words_are_published(
         asyncio.TaskGroup() as group,
     ):
         worker.model.gate.clear()
-        await publish_speech(stream, sentence)
+        await publish_speech(stream, paused(sentence))
         await worker.until(has_received(3))
         await asyncio.to_thread(worker.model.asked.wait, TIMEOUT)
         stopping = group.create_task(worker.stop("stream", prefix))
@@ -694,7 +699,7 @@ async def test_case_077_stop_ends_in_time_when_speech_finds_no_way_out(sentence:
         params = {"content_type": "audio/pcm"}
         await worker.start("s", **(channels | hanging), params=params)
         async with aiohttp.ClientSession() as http:
-            await http.post(f"{channels['subscribe_url']}/0", data=as_pcm(sentence))
+            await http.post(f"{channels['subscribe_url']}/0", data=as_pcm(paused(sentence)))
         await asyncio.to_thread(worker.model.asked.wait, TIMEOUT)
         await hung.accepted.wait()
         async with asyncio.timeout(ORCHESTRATOR_WAITS):
@@ -709,7 +714,7 @@ async def test_case_077_stop_ends_in_time_when_the_decoder_hangs(sentence: Sampl
         speech_stream(orchestrator, worker) as stream,
     ):
         worker.model.gate.clear()
-        await publish_speech(stream, sentence)
+        await publish_speech(stream, paused(sentence))
         await asyncio.to_thread(worker.model.asked.wait, TIMEOUT)
         async with asyncio.timeout(ORCHESTRATOR_WAITS):
             assert (await worker.stop("stream")).status == 200

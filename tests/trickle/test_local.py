@@ -220,18 +220,30 @@ async def test_a_publisher_waits_for_a_slot_that_has_been_read() -> None:
 async def test_a_publisher_waits_for_no_slot_of_a_channel_that_is_over(how: str) -> None:
     channel = LocalChannel("", num_slots=2)
     reader = LocalReader(channel)
+    channel.begin(1)
     waiting = asyncio.ensure_future(channel.wait_for_slot(5))
     await settle()
+    assert not waiting.done()
     getattr(channel, how)()
     await waiting
     assert reader.position == 0
 
 
+async def test_a_leap_over_what_nobody_has_begun_takes_readers_along() -> None:
+    channel = LocalChannel("", num_slots=2)
+    reader = LocalReader(channel)
+    async with asyncio.timeout(10):
+        await channel.wait_for_slot(57)
+    assert reader.position == 57
+
+
 async def test_a_publisher_waits_for_no_reader_that_is_closed() -> None:
     channel = LocalChannel("", num_slots=2)
     reader = LocalReader(channel)
+    channel.begin(1)
     waiting = asyncio.ensure_future(channel.wait_for_slot(5))
     await settle()
+    assert not waiting.done()
     reader.close()
     await waiting
 

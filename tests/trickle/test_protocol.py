@@ -124,9 +124,15 @@ def test_any_text_is_a_seq_or_none(text: str) -> None:
         pytest.param(
             -2, 470, {LATEST: "6"}, GetStep(Next.ASK, 6), id="nothing was lost before the first one"
         ),
-        pytest.param(4, 470, {}, GetStep(Next.ASK, -1), id="late, but nobody says how far"),
         pytest.param(
-            4, 470, {LATEST: "?"}, GetStep(Next.ASK, -1), id="late, and how far cannot be read"
+            4, 470, {}, GetStep(Next.ASK, -1, BEHIND_SECONDS), id="late, but nobody says how far"
+        ),
+        pytest.param(
+            4,
+            470,
+            {LATEST: "?"},
+            GetStep(Next.ASK, -1, BEHIND_SECONDS),
+            id="late, and how far cannot be read",
         ),
         pytest.param(
             4,

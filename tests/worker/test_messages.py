@@ -13,6 +13,7 @@ from whisper_byoc.errors import BadMessage, ForbiddenUrl, InvalidOption
 from whisper_byoc.jobs import check_job_id
 from whisper_byoc.options import JobOptions, ProcessorOptions
 from whisper_byoc.transcript import (
+    MAX_LINE_BYTES,
     End,
     Endpoint,
     EndReason,
@@ -25,7 +26,6 @@ from whisper_byoc.transcript import (
 )
 from whisper_byoc.worker.messages import (
     KEEPALIVE_LINE,
-    MAX_LINE_BYTES,
     Account,
     StartRequest,
     StreamState,

@@ -29,10 +29,11 @@ from whisper_byoc.jobs import Job
 from whisper_byoc.options import JobOptions, Options
 from whisper_byoc.routes.answers import check_token, error_headers, status_of
 from whisper_byoc.routes.live import MODEL_HEADER, check_encoding, check_length, model_header
-from whisper_byoc.routes.replies import OCTETS, Dialect, OpenAi, Pipeline, Plain, Reply
+from whisper_byoc.routes.replies import Dialect, OpenAi, Pipeline, Plain, Reply
 from whisper_byoc.routes.uploads import Fields, Incoming, Upload, Vanished, open_upload
 from whisper_byoc.service import Service
 from whisper_byoc.transcript import (
+    OCTETS,
     End,
     EndReason,
     Event,
@@ -110,11 +111,12 @@ class Exchange:
     def _check_model(self) -> None:
         """The name may be longer than ours, as Hugging Face's are. What a body names is not looked
         at: clients have to name something. Raises UnknownModel and NotReady."""
-        asked = self._request.headers.get(MODEL_HEADER)
+        asked = self._request.headers.get(MODEL_HEADER, "")
         served = self._service.jobs.kind.model_names
-        if asked in (None, OPENAI_MODEL) or any(name in str(asked) for name in served):
+        name = asked.removeprefix("openai/").removeprefix("whisper-")
+        if asked in ("", OPENAI_MODEL, *served) or name in served:
             return
-        raise UnknownModel(str(asked), served)
+        raise UnknownModel(asked, served)
 
     async def _answer(self, group: asyncio.TaskGroup) -> None:
         jobs = self._service.jobs

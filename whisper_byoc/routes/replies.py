@@ -15,6 +15,7 @@ from whisper_byoc.routes.uploads import Fields
 from whisper_byoc.transcript import (
     CONTENT_TYPES,
     DONE,
+    MAX_LINE_BYTES,
     WRITERS,
     End,
     Event,
@@ -26,10 +27,6 @@ from whisper_byoc.transcript import (
     choose_format,
     join_words,
 )
-
-MAX_LINE_BYTES = 60 * 1024
-"""Of an event: orchestrators and gateways scan lines and give up at 64 KiB."""
-OCTETS = "application/octet-stream"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from whisper_byoc.errors import UnknownJob
+from whisper_byoc.audio import AudioFormat, Pcm, format_of_content_type
+from whisper_byoc.errors import UnknownJob, UnsupportedAudio
 from whisper_byoc.eventlog import EventLog
 from whisper_byoc.jobs import Job, JobState
 from whisper_byoc.routes.live import checked, options_of, while_connected
 from whisper_byoc.service import Service
 from whisper_byoc.transcript import Format
-from whisper_byoc.trickle.channel import NEWEST, NEXT
-from whisper_byoc.trickle.protocol import CLOSED, LATEST, NO_SEGMENT, SEQ, TERMINATED, parse_seq
+from whisper_byoc.trickle.channel import NEWEST, NEXT, NUM_SLOTS
+from whisper_byoc.trickle.local import LocalChannel
+from whisper_byoc.trickle.protocol import (
+    CLOSED,
+    LATEST,
+    NO_SEGMENT,
+    RESET,
+    SEQ,
+    TERMINATED,
+    parse_seq,
+)
 from whisper_byoc.trickle.server import answer_next, answer_post
 
 CLOSED_HEADERS = {CLOSED: TERMINATED, "Connection": "close"}
@@ -33,11 +43,17 @@ async def post_segment(request: Request) -> Response:
         return _text("Stream not found", 404, CLOSED_HEADERS)
     job = job or service.jobs.open(job_id, options)
     job.keep_alive()
-    channel = service.feeds.channel(job, request.headers.get("Content-Type", ""))
-    await channel.wait_for_slot(channel.resolve(seq))
-    if channel.closed:
-        return _text("Stream not found", 404, CLOSED_HEADERS)
     max_bytes = service.settings.worker.max_segment_bytes
+    channel = service.feeds.channel(job, _raw_format(request))
+    wanted = channel.resolve(seq)
+    if channel.has_been_read(wanted):
+        if not (request.headers.get(RESET) or wanted < channel.read_position - NUM_SLOTS):
+            # What is complete takes nothing any more, as in any channel.
+            return await answer_post(request, LocalChannel(""), seq, max_bytes, broken_ends=True)
+        channel.rewind(wanted)  # its publisher has begun anew
+    await channel.wait_for_slot(wanted)
+    if channel.over:
+        return _text("Stream not found", 404, CLOSED_HEADERS)
     return await answer_post(request, channel, seq, max_bytes, broken_ends=True)
 
 
@@ -52,7 +68,7 @@ async def get_next_source(request: Request) -> Response:
         return Response("0", headers={LATEST: "0"}, media_type="text/plain")
     if job.state is not JobState.RECEIVING:
         return _text("Stream not found", 404)
-    return answer_next(service.feeds.channel(job, ""))
+    return answer_next(service.feeds.channel(job))
 
 
 async def delete_source(request: Request) -> Response:
@@ -115,6 +131,16 @@ async def _until_written(log: EventLog, seq: int) -> bool:
     while log.next_seq <= seq and not log.ended:
         await log.wait()
     return True
+
+
+def _raw_format(request: Request) -> AudioFormat | None:
+    """What the label says of raw audio. That of anything else is no more than advice, which
+    trickle's clients get wrong."""
+    try:
+        declared = format_of_content_type(request.headers.get("Content-Type"))
+    except UnsupportedAudio:
+        return None
+    return declared if isinstance(declared, Pcm) else None
 
 
 def _text(text: str, status: int, headers: dict[str, str] | None = None) -> Response:

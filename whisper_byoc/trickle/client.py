@@ -15,7 +15,9 @@ import aiohttp
 
 from whisper_byoc.trickle.channel import NEWEST
 from whisper_byoc.trickle.protocol import (
+    BEHIND_SECONDS,
     RESET,
+    SEQ,
     ChannelEnded,
     GetStep,
     Next,
@@ -77,7 +79,9 @@ class _Failures:
             self._since = now
         self.num += 1
         if now - self._since >= self._limit:
-            raise TrickleError(url, f"{self.num} failures in {self._limit:g} s, last {problem}")
+            raise TrickleError(
+                url, f"{self.num} failures in {now - self._since:.1f} s, last {problem}"
+            )
 
 
 class RemoteSegment:
@@ -164,6 +168,7 @@ class Subscriber:
                 await asyncio.sleep(back_off(self._failures.num))
                 continue
             if response is None:
+                self._failures.reset()  # to be kept waiting is to be served
                 continue
             step = after_get(self._seq, response.status, response.headers, self._failures.num)
             segment = await self._follow(step, response)
@@ -199,7 +204,8 @@ class Subscriber:
         if step.then is Next.END:
             raise ChannelEnded(self.url, f"ended with status {response.status}")
         self._seq = step.seq
-        await asyncio.sleep(step.seconds)
+        blind = step.then is Next.READ and SEQ not in response.headers
+        await asyncio.sleep(BEHIND_SECONDS if blind else step.seconds)
         return None
 
 

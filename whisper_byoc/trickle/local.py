@@ -64,16 +64,37 @@ class LocalChannel(Channel):
         self.finished = True
         self.reset(self.next_write + self.num_slots)
 
+    @property
+    def read_position(self) -> int:
+        """The seq that the slowest reader has come to."""
+        return min(reader.position for reader in self.readers)
+
+    def has_been_read(self, seq: int) -> bool:
+        """Whether what a segment of this seq holds is complete, and would be read no more."""
+        kept = self._kept(seq)
+        return seq < self.read_position and (kept is None or kept.closed)
+
+    def rewind(self, seq: int) -> None:
+        """Have readers go on at `seq`, which is behind them; what they have read is forgotten."""
+        self.forget_before(self.read_position)
+        for reader in self.readers:
+            reader.position = min(reader.position, seq)
+
     async def wait_for_slot(self, seq: int) -> None:
-        """Until a segment of this seq takes the place of none that a reader has not come to."""
+        """Until a segment of this seq takes the place of none that a reader has not come to. A
+        leap over what nobody has begun takes readers along."""
         while self.readers and not self.over:
-            if seq - min(reader.position for reader in self.readers) < self.num_slots:
+            if seq - self.read_position < self.num_slots:
+                return
+            if self.first_from(self.read_position) is None:
+                for reader in self.readers:
+                    reader.position = seq
                 return
             await self.changes.wait()
 
     def release(self) -> None:
         """Forget what every reader has left behind."""
-        self.forget_before(min(reader.position for reader in self.readers) - 1)
+        self.forget_before(self.read_position - 1)
         self.changes.notify()
 
 

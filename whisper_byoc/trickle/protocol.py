@@ -98,7 +98,7 @@ def after_get(asked: int, status: int, headers: Mapping[str, str], failures: int
         return GetStep(Next.END)
     if status == NO_SEGMENT:
         if latest is None:
-            return GetStep(Next.ASK, -1)
+            return GetStep(Next.ASK, -1, seconds=BEHIND_SECONDS)
         if latest > asked:
             return GetStep(Next.ASK, latest, skipped=latest - asked if asked >= 0 else 0)
         return GetStep(Next.ASK, asked, seconds=BEHIND_SECONDS)

@@ -17,10 +17,8 @@ from whisper_byoc import transcript
 from whisper_byoc.errors import BadMessage, ForbiddenUrl, InvalidOption
 from whisper_byoc.options import Options
 
-MAX_LINE_BYTES: Final = 60 * 1024
-"""A gateway reads lines of less than 64 KiB; a longer one stops its data for good."""
 KEEPALIVE_LINE: Final = b'{"type":"keepalive"}\n'
-_MAX_TEXT: Final = MAX_LINE_BYTES // 8
+_MAX_TEXT: Final = transcript.MAX_LINE_BYTES // 8
 """Characters that fit into a line, however they are written: JSON may take six bytes for one."""
 _URLS: Final = ("subscribe_url", "publish_url", "control_url", "events_url", "data_url")
 _IDS: Final = ("gateway_request_id", "stream_id", "request_id")
@@ -213,12 +211,15 @@ def data_line(event: transcript.Event | None) -> bytes:
     if isinstance(event, transcript.Payload):
         return _payload_line(event)
     line = _written(event)
-    if len(line) > MAX_LINE_BYTES:
+    if len(line) > transcript.MAX_LINE_BYTES:
         line = _written(event, words=False)
-    if len(line) > MAX_LINE_BYTES and isinstance(event, transcript.Partial | transcript.Final):
-        line = _written(replace(event, text=event.text[:_MAX_TEXT]), words=False)
-    elif len(line) > MAX_LINE_BYTES and isinstance(event, transcript.Failure):
-        line = _written(replace(event, message=event.message[:_MAX_TEXT]))
+    if len(line) <= transcript.MAX_LINE_BYTES:
+        return line
+    match event:
+        case transcript.Partial() | transcript.Final():
+            return _written(replace(event, text=event.text[:_MAX_TEXT]), words=False)
+        case transcript.Failure():
+            return _written(replace(event, message=event.message[:_MAX_TEXT]))
     return line
 
 
@@ -230,7 +231,7 @@ def _payload_line(event: transcript.Payload) -> bytes:
     except UnicodeDecodeError:
         content = {"base64": base64.b64encode(event.data).decode()}
     line = json.dumps(document | content, ensure_ascii=False).encode() + b"\n"
-    if len(line) > MAX_LINE_BYTES:
+    if len(line) > transcript.MAX_LINE_BYTES:
         content = {"left_out": "too long for a line, expected a start with publish_url"}
         line = json.dumps(document | content).encode() + b"\n"
     return line
