@@ -23,7 +23,6 @@ ServiceError
 │   ├── ForbiddenUrl          a URL that this service may not open
 │   ├── Unauthorized
 │   └── UnsupportedAudio
-│       └── NoAudioTrack      a container with other streams only
 ├── Unavailable               the caller may try again later
 │   ├── NotReady
 │   ├── TooManyJobs
@@ -187,10 +186,6 @@ class UnsupportedAudio(RequestError):
 
     def __str__(self) -> str:
         return f"audio is {self.found}, expected {self.expected}"
-
-
-class NoAudioTrack(UnsupportedAudio):
-    """A container that has other streams only; not an error of a live transport stream."""
 
 
 class NoAudio(RequestError):

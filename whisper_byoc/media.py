@@ -30,7 +30,7 @@ from whisper_byoc.audio import (
     begins_anew,
     sniff,
 )
-from whisper_byoc.errors import ConfigurationError, NoAudioTrack, ServiceError, UnsupportedAudio
+from whisper_byoc.errors import ConfigurationError, ServiceError, UnsupportedAudio
 
 logger = logging.getLogger(__name__)
 
@@ -250,7 +250,7 @@ class Decoder:
         if not self._num_bytes:
             raise UnsupportedAudio("empty", str(self._format))
         if self._complaints.without_audio:
-            raise NoAudioTrack(f"{self._format} without an audio stream", "one in it")
+            raise UnsupportedAudio(f"{self._format} without an audio stream", "one in it")
         problem = f"killed by signal {-code}" if code < 0 else self._complaints.last_line
         raise UnsupportedAudio(
             f"{self._format} that ffmpeg cannot decode ({problem})", "a playable file or stream"

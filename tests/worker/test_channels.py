@@ -408,7 +408,7 @@ async def test_a_channel_that_cannot_be_reached_is_given_up() -> None:
         async with Subscriber(url, http, options) as it:
             with pytest.raises(TrickleError, match=r"failures in [0-9.]+ s, last Cannot"):
                 await anext(it)
-        with pytest.raises(TrickleError, match=r"failures in 0\.4 s"):
+        with pytest.raises(TrickleError, match=r"failures in [0-9.]+ s"):
             await Publisher(url, http, "text/plain", options).publish(b"x")
 
 
