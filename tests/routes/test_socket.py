@@ -14,7 +14,7 @@ import uvicorn
 from numpy.typing import NDArray
 
 from tests.conftest import MODELS, pcm, serve_app
-from tests.routes.test_batch import serve_processor, wav
+from tests.routes.test_batch import Shouting, serve_processor, wav
 from tests.scripted import ScriptedModel, scripted_engine
 from whisper_byoc.app import build_app
 from whisper_byoc.cli import Server
@@ -473,6 +473,23 @@ async def test_a_processor_gets_every_frame_and_gives_one() -> None:
             for data in (b"abc", b"\1\2", b"RIFF...."):
                 await line.send(data)
                 assert await line.bytes() == data[::-1]
+            await line.send("eos")
+            assert (await line.rest())[-1]["reason"] == "eof"
+        await door.session.close()
+
+
+async def test_a_frame_that_a_processor_fails_on_is_told_and_the_stream_goes_on() -> None:
+    async with serve_processor(Shouting(), Settings()) as client:
+        door = Door(client.url, client.service, ScriptedModel())
+        async with door.line() as line:
+            await line.send(b"fail")
+            refused = await line.next("refused")
+            assert (refused["code"], "ValueError: no" in refused["message"]) == (
+                "processor_failed",
+                True,
+            )
+            await line.send(b"abc")
+            assert await line.bytes() == b"ABC"
             await line.send("eos")
             assert (await line.rest())[-1]["reason"] == "eof"
         await door.session.close()

@@ -13,6 +13,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from whisper_byoc.audio import NATIVE, SNIFF_BYTES, AudioFormat, sniff
 from whisper_byoc.errors import (
     InvalidOption,
+    ProcessorError,
     RequestError,
     ServiceError,
     SlowReader,
@@ -137,7 +138,10 @@ class Call:
     async def _take_inputs(self, job: Job) -> None:
         """Of a hosted processor, to which every frame is one."""
         while job.state is JobState.RECEIVING and (data := await self._frame()) is not None:
-            await job.receive_body(_only(data), None, final=False)
+            try:
+                await job.receive_body(_only(data), None, final=False)
+            except ProcessorError as error:  # of this input alone
+                await self._refuse(error)
 
     async def _frame(self) -> bytes | None:
         """The next with something in it; None where a control message ends the body."""
