@@ -21,7 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from whisper_byoc.audio import SAMPLE_RATE
+from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.client import ClientError, LiveClient
 from whisper_byoc.errors import UnsupportedAudio
 from whisper_byoc.media import AudioSource, open_source

@@ -4,7 +4,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from whisper_byoc.audio import SAMPLE_RATE
+from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import DecodeRequest, Hypothesis
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.engine import WARM_UP_TEXT, Engine

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from whisper_byoc.audio import (
+from whisper_byoc.audio.content_types import format_of_content_type
+from whisper_byoc.audio.formats import (
     NATIVE,
     SAMPLE_RATE,
     AudioFormat,
@@ -19,9 +20,8 @@ from whisper_byoc.audio import (
     Encoding,
     Pcm,
     Samples,
-    format_of_content_type,
-    sniff,
 )
+from whisper_byoc.audio.sniffing import sniff
 from whisper_byoc.errors import ConfigurationError, UnsupportedAudio
 from whisper_byoc.media import (
     BLOCK_BYTES,

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.conftest import MODELS, Speak
-from whisper_byoc.audio import SAMPLE_RATE
+from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import DecodeRequest, Hypothesis
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.batched import BatchedModel

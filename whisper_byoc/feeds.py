@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from whisper_byoc.audio import AudioFormat
+from whisper_byoc.audio.formats import AudioFormat
 from whisper_byoc.errors import Draining, ServiceError
 from whisper_byoc.jobs import Job
 from whisper_byoc.transcript import EndReason

@@ -17,19 +17,18 @@ from typing import Final, Protocol, Self
 import ffmpeg
 import imageio_ffmpeg
 
-from whisper_byoc.audio import (
+from whisper_byoc.audio.body import BodyReader
+from whisper_byoc.audio.formats import (
     NATIVE,
     SAMPLE_RATE,
     AudioFormat,
-    BodyReader,
     Container,
     Encoding,
     Pcm,
-    PcmDecoder,
     Samples,
-    begins_anew,
-    sniff,
 )
+from whisper_byoc.audio.pcm import PcmDecoder
+from whisper_byoc.audio.sniffing import begins_anew, sniff
 from whisper_byoc.errors import ConfigurationError, ServiceError, UnsupportedAudio
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Protocol
 
-from whisper_byoc.audio import AudioFormat
+from whisper_byoc.audio.formats import AudioFormat
 from whisper_byoc.errors import (
     BodyTooLarge,
     ConfigurationError,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from whisper_byoc.audio import NATIVE, SAMPLE_RATE, AudioFormat, Pcm
+from whisper_byoc.audio.formats import NATIVE, SAMPLE_RATE, AudioFormat, Pcm
 from whisper_byoc.decode import FRAME_SAMPLES, DecodeRequest, Task
 from whisper_byoc.errors import (
     DecodeError,

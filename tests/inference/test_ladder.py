@@ -8,7 +8,7 @@ import pytest
 
 from scripts.benchmark import read_audio
 from tests.conftest import MODELS
-from whisper_byoc.audio import SAMPLE_RATE
+from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import DecodeRequest, Hypothesis, Rung, Trip
 from whisper_byoc.inference.batched import BatchedModel
 from whisper_byoc.inference.ladder import find_trip

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_byoc.audio import SAMPLE_RATE
+from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import FRAME_SAMPLES
 from whisper_byoc.settings import StreamingSettings
 from whisper_byoc.streaming.recording import RecordingPlanner, RecordingWindow, split_unheard

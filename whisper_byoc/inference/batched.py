@@ -22,7 +22,7 @@ from whisper.timing import WordTiming, merge_punctuations
 from whisper.tokenizer import LANGUAGES, Tokenizer, get_tokenizer
 from whisper.utils import compression_ratio
 
-from whisper_byoc.audio import SAMPLE_RATE
+from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import DecodeRequest, Evidence, Hypothesis, Rung, Span, Task, Trip
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.alignment import attended_times, token_times

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from whisper_byoc.audio import format_of_content_type
+from whisper_byoc.audio.content_types import format_of_content_type
 from whisper_byoc.errors import (
     BodyTooLarge,
     InvalidOption,

@@ -8,7 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from whisper_byoc.audio import AudioFormat, Pcm, format_of_content_type
+from whisper_byoc.audio.content_types import format_of_content_type
+from whisper_byoc.audio.formats import AudioFormat, Pcm
 from whisper_byoc.errors import UnknownJob, UnsupportedAudio
 from whisper_byoc.eventlog import EventLog
 from whisper_byoc.jobs import Job, JobState

@@ -10,7 +10,8 @@ from typing import Any
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from whisper_byoc.audio import NATIVE, SNIFF_BYTES, AudioFormat, sniff
+from whisper_byoc.audio.formats import NATIVE, AudioFormat
+from whisper_byoc.audio.sniffing import SNIFF_BYTES, sniff
 from whisper_byoc.errors import (
     InvalidOption,
     ProcessorError,

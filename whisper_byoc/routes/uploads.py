@@ -14,7 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
-from whisper_byoc.audio import AudioFormat, format_of_content_type
+from whisper_byoc.audio.content_types import format_of_content_type
+from whisper_byoc.audio.formats import AudioFormat
 from whisper_byoc.errors import (
     BadMessage,
     BodyTooLarge,

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from whisper_byoc.audio import SAMPLE_RATE
+from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import FRAME_SAMPLES, Hypothesis
 from whisper_byoc.loops import is_loop, outside_loops
 from whisper_byoc.transcript import Word

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from whisper_byoc.audio import SAMPLE_RATE
+from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import FRAME_SAMPLES, MAX_WINDOW_SECONDS
 from whisper_byoc.settings import StreamingSettings
 from whisper_byoc.streaming.hypothesis import quietest

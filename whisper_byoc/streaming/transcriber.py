@@ -11,7 +11,7 @@ from enum import Enum, auto
 import numpy as np
 from numpy.typing import NDArray
 
-from whisper_byoc.audio import SAMPLE_RATE
+from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import FRAME_SAMPLES, MAX_WINDOW_SECONDS, Hypothesis, Trip
 from whisper_byoc.settings import Mode, StreamingSettings
 from whisper_byoc.streaming.commit import BALANCED, LOW_LATENCY, Heard, num_to_commit

@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from whisper_byoc.audio import AudioFormat
+from whisper_byoc.audio.formats import AudioFormat
 from whisper_byoc.errors import BadMessage, RequestError, ServiceError, SlowReader
 from whisper_byoc.jobs import Job, JobLog
 from whisper_byoc.metrics import Metrics

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from whisper_byoc.audio import AudioFormat, format_of_content_type
+from whisper_byoc.audio.content_types import format_of_content_type
+from whisper_byoc.audio.formats import AudioFormat
 from whisper_byoc.errors import (
     Draining,
     InvalidOption,

@@ -1,0 +1,86 @@
+"""What one request body holds, and the bytes of it to decode (pure).
+
+Only `NATIVE` audio is decoded by ourselves, in `pcm`; ffmpeg does the rest.
+"""
+
+from whisper_byoc.audio.formats import NATIVE, AudioFormat, Container, Pcm
+from whisper_byoc.audio.mp4 import mp4_is_streamable
+from whisper_byoc.audio.pcm import FrameCutter
+from whisper_byoc.audio.sniffing import sniff
+from whisper_byoc.audio.wav import WavReader
+
+
+class BodyReader:
+    """Finds out what one request body holds and hands on the bytes to decode.
+
+    `declared` is what the content type says. The magic of a container outweighs it, because
+    trickle labels every channel video/mp2t and uploads are mislabelled; declared raw PCM is taken
+    as it is. `carry` is what the body before left of an unfinished frame of raw audio.
+    """
+
+    def __init__(self, declared: AudioFormat | None = None, carry: bytes = b"") -> None:
+        self.format: AudioFormat | None = None
+        """What the body is; None while unknown, and for an empty body."""
+        self.payload_format: AudioFormat | None = None
+        """What `receive_bytes` returns: the raw format inside a WAV, else `format`."""
+        self._declared = declared
+        self._carry = carry
+        self._head = bytearray()
+        self._wav: WavReader | None = None
+        self._cutter: FrameCutter | None = None
+
+    @property
+    def carry(self) -> bytes:
+        """The unfinished frame at the end, for the next body of the same stream."""
+        return self._cutter.carry if self._cutter else self._carry
+
+    def receive_bytes(self, data: bytes) -> bytes:
+        """The bytes to decode as `payload_format`; empty while that is unknown.
+
+        Raises UnsupportedAudio.
+        """
+        return self._receive(data, at_end=False)
+
+    def receive_eof(self) -> bytes:
+        """The bytes that still waited for a decision. Raises UnsupportedAudio."""
+        rest = self._receive(b"", at_end=True)
+        if self._wav:
+            self._wav.receive_eof()
+        return rest
+
+    def _receive(self, data: bytes, *, at_end: bool) -> bytes:
+        if self.format is None:
+            self._head += data
+            data = bytes(self._head)
+            self.format = self._decide(data, at_end=at_end) if data else None
+            if self.format is None:
+                return b""
+            self._head.clear()
+            if self.format is Container.WAV:
+                self._wav = WavReader()
+        return self._unwrap(data)
+
+    def _decide(self, head: bytes, *, at_end: bool) -> AudioFormat | None:
+        if isinstance(self._declared, Pcm):
+            return self._declared
+        found = sniff(head, at_end=at_end)
+        if found is NATIVE:
+            return self._declared or NATIVE
+        if found is Container.MP4 and not (mp4_is_streamable(head) or at_end):
+            return None
+        return found
+
+    def _unwrap(self, data: bytes) -> bytes:
+        if self._wav:
+            data = self._wav.receive_bytes(data)
+            if self._wav.format is None:
+                return b""
+            self.payload_format = self._wav.format
+        else:
+            self.payload_format = self.format
+        if not isinstance(self.payload_format, Pcm):
+            return data
+        if self._cutter is None:
+            carry = b"" if self._wav else self._carry
+            self._cutter = FrameCutter(self.payload_format.frame_bytes, carry)
+        return self._cutter.receive_bytes(data)

@@ -1,0 +1,113 @@
+"""What a `Content-Type` header says that a body is (pure)."""
+
+from dataclasses import replace
+
+from whisper_byoc.audio.formats import (
+    ACCEPTED,
+    MAX_CHANNELS,
+    MAX_RATE,
+    MIN_RATE,
+    NATIVE,
+    SAMPLE_BYTES,
+    AudioFormat,
+    Container,
+    Encoding,
+    Pcm,
+)
+from whisper_byoc.errors import InvalidOption, UnsupportedAudio
+
+_UNTYPED = {
+    "",
+    "application/octet-stream",
+    "binary/octet-stream",
+    # What curl sends with --data-binary and -T unless told otherwise.
+    "application/x-www-form-urlencoded",
+}
+
+# RFC 2586 has audio/l16 big-endian. Those who send it to speech services mostly mean the
+# little-endian that their machine holds, so big-endian has to be asked for.
+_TYPES_OF: dict[AudioFormat, str] = {
+    NATIVE: "audio/pcm audio/x-pcm audio/l16 audio/x-l16 audio/raw audio/x-raw",
+    Pcm(Encoding.MULAW, 8_000): "audio/basic audio/pcmu audio/mulaw audio/x-mulaw",
+    Pcm(Encoding.ALAW, 8_000): "audio/pcma audio/alaw audio/x-alaw",
+    Container.WAV: "audio/wav audio/x-wav audio/wave audio/vnd.wave audio/x-pn-wav",
+    Container.FLAC: "audio/flac audio/x-flac",
+    Container.MP3: "audio/mpeg audio/mp3 audio/x-mp3 audio/mpeg3 audio/x-mpeg-3 audio/mpga",
+    Container.AAC: "audio/aac audio/aacp audio/x-aac audio/x-hx-aac-adts",
+    Container.OGG: "audio/ogg video/ogg application/ogg audio/opus audio/vorbis",
+    Container.WEBM: "audio/webm video/webm audio/x-matroska video/x-matroska "
+    "audio/matroska video/matroska",
+    Container.MP4: "audio/mp4 video/mp4 audio/m4a audio/x-m4a video/quicktime "
+    "audio/3gpp video/3gpp",
+    Container.MPEG_TS: "video/mp2t audio/mp2t",
+    Container.AIFF: "audio/aiff audio/x-aiff",
+    Container.CAF: "audio/x-caf",
+    Container.AMR: "audio/amr",
+    Container.FLV: "video/x-flv",
+}
+_FORMAT_OF: dict[str, AudioFormat] = {
+    name: audio_format for audio_format, names in _TYPES_OF.items() for name in names.split()
+}
+
+_RATE_NAMES = ("rate", "sample-rate", "sample_rate", "samplerate")
+_CHANNELS_NAMES = ("channels", "channel-count")
+
+
+def format_of_content_type(header: str | None) -> AudioFormat | None:
+    """The format that a `Content-Type` header declares; None where it says nothing about it.
+
+    Raw PCM is s16le, 16 kHz, mono unless `rate`, `channels`, `endianness` (`little-endian` or
+    `big-endian`) or `format` (`s16le`, `f32le`, `mulaw`, …) say otherwise.
+    Raises UnsupportedAudio for a type that is not audio, InvalidOption for a bad parameter.
+    """
+    media_type, *pieces = (header or "").split(";")
+    media_type = media_type.strip().lower()
+    if media_type in _UNTYPED:
+        return None
+    declared = _FORMAT_OF.get(media_type)
+    if declared is None:
+        raise UnsupportedAudio(f"labelled {media_type[:80]!r}", ACCEPTED)
+    if isinstance(declared, Container):
+        return declared
+    return _with_parameters(declared, dict(_parameter(piece) for piece in pieces))
+
+
+def _parameter(piece: str) -> tuple[str, str]:
+    name, _, value = piece.partition("=")
+    return name.strip().lower(), value.strip().strip('"').lower()
+
+
+def _with_parameters(pcm: Pcm, parameters: dict[str, str]) -> Pcm:
+    for name in _RATE_NAMES:
+        if name in parameters:
+            pcm = replace(pcm, rate=_number(name, parameters[name], MIN_RATE, MAX_RATE))
+    for name in _CHANNELS_NAMES:
+        if name in parameters:
+            pcm = replace(pcm, channels=_number(name, parameters[name], 1, MAX_CHANNELS))
+    if "format" in parameters:
+        pcm = replace(pcm, encoding=_encoding(parameters["format"]))
+    if "endianness" in parameters:
+        pcm = replace(pcm, encoding=_byte_order(pcm.encoding, parameters["endianness"]))
+    return pcm
+
+
+def _number(name: str, found: str, least: int, most: int) -> int:
+    # int() alone takes signs, underscores and other scripts' digits.
+    if found.isascii() and found.isdigit() and len(found) <= 9 and least <= int(found) <= most:
+        return int(found)
+    raise InvalidOption(name, found, f"a whole number from {least} to {most}")
+
+
+def _encoding(found: str) -> Encoding:
+    for encoding in Encoding:
+        if encoding.demuxer == found:
+            return encoding
+    raise InvalidOption("format", found, f"one of {', '.join(e.demuxer for e in Encoding)}")
+
+
+def _byte_order(encoding: Encoding, found: str) -> Encoding:
+    if found in ("little-endian", "little"):
+        return encoding
+    if found in ("big-endian", "big") and encoding.width == SAMPLE_BYTES:
+        return Encoding.S16BE
+    raise InvalidOption("endianness", found, "little-endian, or for 16-bit samples big-endian")

@@ -1,0 +1,82 @@
+"""What kinds of audio there are: raw audio and files (pure)."""
+
+import enum
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLE_RATE: Final = 16_000
+SAMPLE_BYTES: Final = 2
+
+Samples: TypeAlias = NDArray[np.float32]
+"""Mono, 16 kHz, shape `(n,)`, in [-1, 1)."""
+
+
+class Container(enum.Enum):
+    """A file format that names its own codec. `demuxer` is ffmpeg's word, `label` a person's."""
+
+    WAV = "wav", "WAV"
+    FLAC = "flac", "FLAC"
+    MP3 = "mp3", "MP3"
+    AAC = "aac", "AAC (ADTS)"
+    OGG = "ogg", "Ogg"
+    WEBM = "matroska", "WebM or Matroska"
+    MP4 = "mp4", "MP4"
+    MPEG_TS = "mpegts", "MPEG-TS"
+    AIFF = "aiff", "AIFF"
+    CAF = "caf", "CAF"
+    AMR = "amr", "AMR"
+    FLV = "flv", "FLV"
+
+    def __init__(self, demuxer: str, label: str) -> None:
+        self.demuxer = demuxer
+        self.label = label
+
+    def __str__(self) -> str:
+        return self.label
+
+
+class Encoding(enum.Enum):
+    """How one raw sample is written. `demuxer` is ffmpeg's word, `width` counts bytes."""
+
+    U8 = "u8", 1
+    S16LE = "s16le", 2
+    S16BE = "s16be", 2
+    S24LE = "s24le", 3
+    S32LE = "s32le", 4
+    F32LE = "f32le", 4
+    F64LE = "f64le", 8
+    MULAW = "mulaw", 1
+    ALAW = "alaw", 1
+
+    def __init__(self, demuxer: str, width: int) -> None:
+        self.demuxer = demuxer
+        self.width = width
+
+
+@dataclass(frozen=True, slots=True)
+class Pcm:
+    """Raw audio without a header; as constructed it is what the service takes by default."""
+
+    encoding: Encoding = Encoding.S16LE
+    rate: int = SAMPLE_RATE
+    channels: int = 1
+
+    @property
+    def frame_bytes(self) -> int:
+        return self.encoding.width * self.channels
+
+    def __str__(self) -> str:
+        return f"raw {self.encoding.demuxer}, {self.rate} Hz, {self.channels} channel(s)"
+
+
+AudioFormat: TypeAlias = Container | Pcm
+
+NATIVE: Final = Pcm()
+"""The one format that needs no ffmpeg."""
+
+ACCEPTED: Final = "raw PCM, WAV, FLAC, MP3, AAC, Ogg, WebM, MP4 or MPEG-TS"
+
+MIN_RATE, MAX_RATE, MAX_CHANNELS = 1_000, 384_000, 32
