@@ -377,7 +377,7 @@ def read_audio(path: Path) -> bytes:
     """16 kHz mono int16, what openai-whisper makes of a file too. Raises BadInput."""
     import ffmpeg
 
-    from whisper_byoc.media import find_ffmpeg
+    from whisper_byoc.audio.ffmpeg import find_ffmpeg
 
     if not path.is_file():
         raise BadInput(f"{path} is not there, expected the audio that the manifest names")

@@ -29,7 +29,7 @@ from tests.orchestrator import (
     open_stream,
 )
 from tests.transport import transport_segments
-from whisper_byoc.media import open_source
+from whisper_byoc.audio.source import open_source
 
 SEGMENT_SECONDS = 1.0
 GAP_SECONDS = 1.0

@@ -22,9 +22,9 @@ from rich.progress import (
 )
 
 from whisper_byoc.audio.formats import SAMPLE_RATE
+from whisper_byoc.audio.source import AudioSource, open_source
 from whisper_byoc.client import ClientError, LiveClient
 from whisper_byoc.errors import UnsupportedAudio
-from whisper_byoc.media import AudioSource, open_source
 from whisper_byoc.transcript import Format
 
 BYTES_PER_SECOND = SAMPLE_RATE * 2

@@ -24,7 +24,6 @@ ALLOWED = {
     "trickle": set(),
     "decode": {"audio", "transcript"},
     "options": {"decode", "settings"},
-    "media": {"audio"},
     "metrics": {"decode", "transcript"},
     "eventlog": {"transcript"},
     "streaming": {"audio", "decode", "loops", "settings", "transcript"},
@@ -36,7 +35,7 @@ ALLOWED = {
     "registration": {"settings"},
     "jobs": {"audio", "eventlog", "metrics", "options", "settings", "transcript"},
     "transcription": {
-        "audio", "decode", "eventlog", "inference", "jobs", "media", "metrics", "options",
+        "audio", "decode", "eventlog", "inference", "jobs", "metrics", "options",
         "settings", "streaming", "transcript",
     },
     "processing": {

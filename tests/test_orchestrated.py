@@ -34,7 +34,7 @@ from tests.orchestrator import (
 from tests.pytrickle_peer import open_publisher, open_subscriber
 from tests.scripted import ScriptedModel, scripted_engine
 from tests.transport import transport_segments
-from whisper_byoc.media import open_source
+from whisper_byoc.audio.source import open_source
 from whisper_byoc.service import Service
 from whisper_byoc.settings import JobSettings, Settings, WorkerSettings
 from whisper_byoc.trickle.client import ClientOptions, Publisher, open_session

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from whisper_byoc.audio.ffmpeg import find_ffmpeg
 from whisper_byoc.audio.formats import SAMPLE_RATE
-from whisper_byoc.media import find_ffmpeg
 
 _VIDEO = ("-f", "lavfi", "-i", "testsrc2=size=160x120:rate=15")
 _H264 = ("-c:v", "libx264", "-preset", "ultrafast", "-tune", "zerolatency", "-pix_fmt", "yuv420p")

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whisper_byoc.audio.formats import NATIVE, SAMPLE_RATE, AudioFormat, Pcm
+from whisper_byoc.audio.segments import SegmentJoiner
+from whisper_byoc.audio.source import open_source
 from whisper_byoc.decode import FRAME_SAMPLES, DecodeRequest, Task
 from whisper_byoc.errors import (
     DecodeError,
@@ -22,7 +24,6 @@ from whisper_byoc.eventlog import EventLog
 from whisper_byoc.inference.engine import Engine
 from whisper_byoc.inference.voice import VoiceActivity, VoiceState
 from whisper_byoc.jobs import BodyCounter, Chunks, Job
-from whisper_byoc.media import SegmentJoiner, open_source
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.options import JobOptions, Options
 from whisper_byoc.settings import Settings

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, Speak, pcm, serve_app
-from whisper_byoc.media import find_ffmpeg
+from whisper_byoc.audio.ffmpeg import find_ffmpeg
 
 pytestmark = [pytest.mark.anyio, pytest.mark.model]
 TIMEOUT = 300

@@ -12,6 +12,13 @@ import numpy as np
 import pytest
 
 from whisper_byoc.audio.content_types import format_of_content_type
+from whisper_byoc.audio.ffmpeg import (
+    BLOCK_BYTES,
+    Decoder,
+    ffmpeg_command,
+    find_ffmpeg,
+    open_decoder,
+)
 from whisper_byoc.audio.formats import (
     NATIVE,
     SAMPLE_RATE,
@@ -22,16 +29,8 @@ from whisper_byoc.audio.formats import (
     Samples,
 )
 from whisper_byoc.audio.sniffing import sniff
+from whisper_byoc.audio.source import AudioSource, open_source
 from whisper_byoc.errors import ConfigurationError, UnsupportedAudio
-from whisper_byoc.media import (
-    BLOCK_BYTES,
-    AudioSource,
-    Decoder,
-    ffmpeg_command,
-    find_ffmpeg,
-    open_decoder,
-    open_source,
-)
 
 pytestmark = pytest.mark.anyio
 

@@ -1,0 +1,187 @@
+"""The samples of one request body, while it arrives.
+
+`open_source` decodes NATIVE audio itself and has ffmpeg decode the rest. It writes no file, and
+leaves no process behind.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol, Self
+
+from whisper_byoc.audio.body import BodyReader
+from whisper_byoc.audio.ffmpeg import BLOCK_BYTES, Decoder
+from whisper_byoc.audio.formats import (
+    NATIVE,
+    AudioFormat,
+    Samples,
+)
+from whisper_byoc.audio.pcm import PcmDecoder
+from whisper_byoc.errors import ServiceError
+
+
+class _Route(Protocol):
+    """What stands between the bytes of a body and its samples."""
+
+    async def send(self, data: bytes) -> None: ...
+    async def send_eof(self) -> None: ...
+    async def __anext__(self) -> Samples: ...
+    async def close(self) -> None: ...
+
+
+class _NativeRoute:
+    """NATIVE bytes from the task that sends to the one that iterates.
+
+    It holds up to two blocks; then the sender waits, since audio must not be dropped.
+    """
+
+    def __init__(self) -> None:
+        self._pcm = PcmDecoder()
+        self._waiting = bytearray()
+        self._readable = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._ended = self._closed = False
+
+    async def send(self, data: bytes) -> None:
+        for start in range(0, len(data), BLOCK_BYTES):
+            while len(self._waiting) >= BLOCK_BYTES and not self._closed:
+                self._writable.clear()
+                await self._writable.wait()
+            if self._closed:
+                return
+            self._waiting += data[start : start + BLOCK_BYTES]
+            self._readable.set()
+
+    async def send_eof(self) -> None:
+        self._ended = True
+        self._readable.set()
+
+    async def __anext__(self) -> Samples:
+        while not self._waiting:
+            if self._ended:
+                raise StopAsyncIteration
+            self._readable.clear()
+            await self._readable.wait()
+        data = bytes(self._waiting[:BLOCK_BYTES])
+        del self._waiting[:BLOCK_BYTES]
+        self._writable.set()
+        return self._pcm.receive_bytes(data)
+
+    async def close(self) -> None:
+        self._ended = self._closed = True
+        self._waiting.clear()
+        self._readable.set()
+        self._writable.set()
+
+
+class AudioSource:
+    """The samples of one request body: `send` and `send_eof` in one task, iteration in another.
+
+    Owned by `open_source`. NATIVE audio, raw or in a WAV, is decoded here, the rest by ffmpeg. All
+    failures come out of the iteration, so that there is one place to answer them; after one, what
+    is sent is dropped. Cancelling a `send` loses its bytes, so the body is over then; cancelling
+    the iteration loses nothing.
+    """
+
+    def __init__(self, declared: AudioFormat | None, carry: bytes, ffmpeg_path: str | None) -> None:
+        self._reader = BodyReader(declared, carry)
+        self._ffmpeg_path = ffmpeg_path
+        self._route: _Route | None = None
+        self._decided = asyncio.Event()  # there is a route, or there will be none
+        self._error: ServiceError | None = None
+        self._closed = False
+
+    @property
+    def format(self) -> AudioFormat | None:
+        """What the body is; None while too little of it is there, and for an empty one."""
+        return self._reader.format
+
+    @property
+    def payload_format(self) -> AudioFormat | None:
+        """What is decoded: the raw format inside a WAV, else `format`."""
+        return self._reader.payload_format
+
+    @property
+    def carry(self) -> bytes:
+        """After `send_eof`: the unfinished frame of raw audio, for the next body's `carry`."""
+        return self._reader.carry
+
+    async def send(self, data: bytes) -> None:
+        """Waits while what was sent before has not been decoded and iterated."""
+        if self._over:
+            return
+        try:
+            await self._pass_on(self._reader.receive_bytes(data))
+        except ServiceError as error:
+            self._fail(error)
+
+    async def send_eof(self) -> None:
+        """The body is complete."""
+        if self._over:
+            return
+        try:
+            await self._pass_on(self._reader.receive_eof())
+            if self._route is not None:
+                await self._route.send_eof()
+            self._decided.set()  # an empty body has no route
+        except ServiceError as error:
+            self._fail(error)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Samples:
+        """Raises UnsupportedAudio, or ConfigurationError where ffmpeg cannot be run."""
+        await self._decided.wait()
+        if self._error is not None:
+            raise self._error
+        if self._route is None:
+            raise StopAsyncIteration
+        return await self._route.__anext__()
+
+    async def close(self) -> None:
+        """Wakes whoever still sends or iterates, and kills ffmpeg."""
+        self._closed = True
+        self._decided.set()
+        if self._route is not None:
+            await self._route.close()
+
+    @property
+    def _over(self) -> bool:
+        return self._decided.is_set() and (self._route is None or self._closed)
+
+    def _fail(self, error: ServiceError) -> None:
+        # Only before there is a route: what a reader refuses it refuses at the head of a body.
+        self._error = error
+        self._decided.set()
+
+    async def _pass_on(self, payload: bytes) -> None:
+        payload_format = self._reader.payload_format
+        if payload_format is None:
+            return
+        if self._route is None:
+            self._route = await self._open_route(payload_format)
+            self._decided.set()
+            if self._closed:  # by its owner, while ffmpeg was starting
+                await self._route.close()
+        await self._route.send(payload)
+
+    async def _open_route(self, payload_format: AudioFormat) -> _Route:
+        if payload_format == NATIVE:
+            return _NativeRoute()
+        return await Decoder.start(payload_format, self._ffmpeg_path)
+
+
+@asynccontextmanager
+async def open_source(
+    declared: AudioFormat | None = None, *, carry: bytes = b"", ffmpeg_path: str | None = None
+) -> AsyncIterator[AudioSource]:
+    """One request body of the format `declared`, or to be found out. At exit ffmpeg is gone.
+
+    `carry` is the `carry` of the body before, where this one continues the same stream.
+    """
+    source = AudioSource(declared, carry, ffmpeg_path)
+    try:
+        yield source
+    finally:
+        await source.close()
