@@ -12,14 +12,7 @@ from typing import BinaryIO
 
 import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.audio.source import AudioSource, open_source

@@ -10,9 +10,7 @@ import sys
 from pathlib import Path
 
 from livepeer_gateway.channel_reader import JSONLReader  # type: ignore[import-not-found]
-from livepeer_gateway.trickle_publisher import (  # type: ignore[import-not-found]
-    TricklePublisher,
-)
+from livepeer_gateway.trickle_publisher import TricklePublisher  # type: ignore[import-not-found]
 
 
 async def main(input_url: str, data_url: str, folder: str) -> None:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from whisper_byoc.audio.formats import AudioFormat
 from whisper_byoc.errors import Draining, ServiceError
-from whisper_byoc.jobs import Job
+from whisper_byoc.jobs.job import Job
 from whisper_byoc.transcript import EndReason
 from whisper_byoc.trickle.local import LocalChannel, LocalReader
 

@@ -20,7 +20,7 @@ from whisper_byoc.errors import (
     ServiceError,
 )
 from whisper_byoc.eventlog import EventLog
-from whisper_byoc.jobs import BodyCounter, Chunks, Job
+from whisper_byoc.jobs.job import BodyCounter, Chunks, Job
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.options import Options, ProcessorOptions
 from whisper_byoc.settings import Settings

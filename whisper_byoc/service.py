@@ -13,7 +13,7 @@ from whisper_byoc.errors import NotReady, ServiceError, first_of
 from whisper_byoc.feeds import Feeds
 from whisper_byoc.inference.engine import Engine, open_engine
 from whisper_byoc.inference.voice import open_voice_activity
-from whisper_byoc.jobs import JobKind, Jobs
+from whisper_byoc.jobs.jobs import JobKind, Jobs
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.processing import Host, Processings, Processor
 from whisper_byoc.registration import Registration

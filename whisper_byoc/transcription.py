@@ -23,7 +23,7 @@ from whisper_byoc.errors import (
 from whisper_byoc.eventlog import EventLog
 from whisper_byoc.inference.engine import Engine
 from whisper_byoc.inference.voice import VoiceActivity, VoiceState
-from whisper_byoc.jobs import BodyCounter, Chunks, Job
+from whisper_byoc.jobs.job import BodyCounter, Chunks, Job
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.options import JobOptions, Options
 from whisper_byoc.settings import Settings

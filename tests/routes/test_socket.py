@@ -19,7 +19,7 @@ from tests.scripted import ScriptedModel, scripted_engine
 from whisper_byoc.app import build_app
 from whisper_byoc.cli import Server
 from whisper_byoc.errors import DecodeError
-from whisper_byoc.jobs import JobState
+from whisper_byoc.jobs.job import JobState
 from whisper_byoc.service import Service
 from whisper_byoc.settings import JobSettings, ModelSettings, Settings
 from whisper_byoc.transcript import EndReason

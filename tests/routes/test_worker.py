@@ -27,7 +27,8 @@ from tests.transport import transport_segments
 from whisper_byoc.app import build_app
 from whisper_byoc.cli import Server
 from whisper_byoc.inference.engine import Engine
-from whisper_byoc.jobs import Chunks, Jobs
+from whisper_byoc.jobs.job import Chunks
+from whisper_byoc.jobs.jobs import Jobs
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.options import Options, ProcessorOptions
 from whisper_byoc.processing import Host, Processing, Processings

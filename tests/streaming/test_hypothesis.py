@@ -9,12 +9,7 @@ from hypothesis import strategies as st
 
 from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import Hypothesis
-from whisper_byoc.streaming.hypothesis import (
-    believed,
-    choose_cut,
-    place_words,
-    quietest,
-)
+from whisper_byoc.streaming.hypothesis import believed, choose_cut, place_words, quietest
 from whisper_byoc.transcript import Word
 
 

@@ -20,16 +20,7 @@ from whisper_byoc.streaming.transcriber import (
     Transcriber,
     Window,
 )
-from whisper_byoc.transcript import (
-    End,
-    Endpoint,
-    EndReason,
-    Event,
-    Failure,
-    Final,
-    Partial,
-    Word,
-)
+from whisper_byoc.transcript import End, Endpoint, EndReason, Event, Failure, Final, Partial, Word
 
 SETTINGS = StreamingSettings(endpoint_silence=0.5, pre_roll=0.3, max_window=8, max_utterance=12)
 FRAMES_PER_SECOND = SAMPLE_RATE / FRAME_SAMPLES

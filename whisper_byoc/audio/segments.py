@@ -2,9 +2,7 @@
 
 from collections.abc import AsyncIterator
 
-from whisper_byoc.audio.formats import (
-    AudioFormat,
-)
+from whisper_byoc.audio.formats import AudioFormat
 from whisper_byoc.audio.sniffing import begins_anew, sniff
 from whisper_byoc.errors import UnsupportedAudio
 

@@ -11,11 +11,7 @@ from typing import Protocol, Self
 
 from whisper_byoc.audio.body import BodyReader
 from whisper_byoc.audio.ffmpeg import BLOCK_BYTES, Decoder
-from whisper_byoc.audio.formats import (
-    NATIVE,
-    AudioFormat,
-    Samples,
-)
+from whisper_byoc.audio.formats import NATIVE, AudioFormat, Samples
 from whisper_byoc.audio.pcm import PcmDecoder
 from whisper_byoc.errors import ServiceError
 

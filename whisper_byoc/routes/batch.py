@@ -25,22 +25,14 @@ from whisper_byoc.errors import (
     UnknownModel,
     first_of,
 )
-from whisper_byoc.jobs import Job
+from whisper_byoc.jobs.job import Job
 from whisper_byoc.options import JobOptions, Options
 from whisper_byoc.routes.answers import check_token, error_headers, status_of
 from whisper_byoc.routes.live import MODEL_HEADER, check_encoding, check_length, model_header
 from whisper_byoc.routes.replies import Dialect, OpenAi, Pipeline, Plain, Reply
 from whisper_byoc.routes.uploads import Fields, Incoming, Upload, Vanished, open_upload
 from whisper_byoc.service import Service
-from whisper_byoc.transcript import (
-    OCTETS,
-    End,
-    EndReason,
-    Event,
-    Failure,
-    PayloadWriter,
-    Writer,
-)
+from whisper_byoc.transcript import OCTETS, End, EndReason, Event, Failure, PayloadWriter, Writer
 
 OPENAI_MODEL = "whisper-1"
 _RETRY_AFTER_SECONDS = 5

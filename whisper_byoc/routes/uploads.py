@@ -16,13 +16,8 @@ from starlette.types import Message, Receive
 
 from whisper_byoc.audio.content_types import format_of_content_type
 from whisper_byoc.audio.formats import AudioFormat
-from whisper_byoc.errors import (
-    BadMessage,
-    BodyTooLarge,
-    InvalidOption,
-    NoAudio,
-)
-from whisper_byoc.jobs import Chunks
+from whisper_byoc.errors import BadMessage, BodyTooLarge, InvalidOption, NoAudio
+from whisper_byoc.jobs.job import Chunks
 
 FILE_FIELDS = ("audio", "file")
 AUDIO_FIELDS = ("audio", "input", "audio_base64", "file")

@@ -12,7 +12,7 @@ import aiohttp
 
 from whisper_byoc.audio.formats import AudioFormat
 from whisper_byoc.errors import BadMessage, RequestError, ServiceError, SlowReader
-from whisper_byoc.jobs import Job, JobLog
+from whisper_byoc.jobs.job import Job, JobLog
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.settings import WorkerSettings
 from whisper_byoc.transcript import EndReason, Event, Failure, Payload

@@ -16,7 +16,8 @@ from whisper_byoc.errors import (
     TooManyJobs,
     UnknownStream,
 )
-from whisper_byoc.jobs import Job, Jobs, JobState
+from whisper_byoc.jobs.job import Job, JobState
+from whisper_byoc.jobs.jobs import Jobs
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.settings import Settings
 from whisper_byoc.transcript import EndReason

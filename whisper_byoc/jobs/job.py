@@ -5,36 +5,30 @@ import asyncio
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from whisper_byoc.audio.formats import AudioFormat
 from whisper_byoc.errors import (
     BodyTooLarge,
     CutOff,
     DecodeError,
-    Draining,
     InvalidJobId,
     JobEnded,
     ProcessorError,
     ServiceError,
     SourceBusy,
-    TooManyJobs,
-    UnknownJob,
 )
 from whisper_byoc.eventlog import EventLog
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.options import Options
-from whisper_byoc.settings import JobSettings, Settings
+from whisper_byoc.settings import JobSettings
 from whisper_byoc.transcript import End, EndReason, Event, Format, Writer
 
 logger = logging.getLogger(__name__)
 
 _JOB_ID = re.compile(r"(?!\.+\Z)[A-Za-z0-9._~-]{1,128}\Z")
-_RETRY_AFTER_SECONDS = 5
 
 
 class JobLog(logging.LoggerAdapter[logging.Logger]):
@@ -341,195 +335,6 @@ class BodyCounter:
                 yield chunk
         except ConnectionError:
             self.lost = True
-
-
-class JobKind(Protocol):
-    """What the jobs of a service are: who makes them, and what they can be asked for."""
-
-    @property
-    def model_names(self) -> Sequence[str]:
-        """What `X-Model-Id` may name, the default first."""
-
-    def model_for(self, options: Options) -> str:
-        """Which of them such a job uses."""
-
-    def options(self) -> Options:
-        """Of a job that asks for nothing."""
-
-    def check(self, options: Options) -> None:
-        """Raises InvalidOption for what this service cannot do."""
-
-    def make(self, job_id: str, options: Options) -> Job: ...
-
-
-class Jobs:
-    """All jobs, running and ended; owns their tasks. `serve` must be entered first.
-
-    Running jobs are bounded by `max_jobs`: one more is refused. Ended ones are forgotten after the
-    retention time, the oldest first when there are more than `max_ended_jobs`.
-    """
-
-    def __init__(self, kind: JobKind, settings: Settings, metrics: Metrics) -> None:
-        self.kind = kind
-        self._settings = settings
-        self._metrics = metrics
-        self._running: dict[str, Job] = {}
-        self._ended: OrderedDict[str, Job] = OrderedDict()
-        self._group: asyncio.TaskGroup | None = None
-        self._created = asyncio.Event()
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self.draining = False
-
-    @asynccontextmanager
-    async def serve(self) -> AsyncIterator[None]:
-        """Run jobs while inside; leaving cancels the ones that `drain` has not waited for."""
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            sweep = group.create_task(self._sweep())
-            try:
-                yield
-            finally:
-                self.draining = True
-                sweep.cancel()
-                for task in self._tasks.values():
-                    task.cancel()
-                self._group = None
-
-    @property
-    def num_running(self) -> int:
-        return len(self._running)
-
-    @property
-    def max_lag_seconds(self) -> float:
-        return max((job.lag_seconds for job in self._running.values()), default=0.0)
-
-    def find(self, job_id: str) -> Job | None:
-        return self._running.get(job_id) or self._ended.get(job_id)
-
-    def get(self, job_id: str) -> Job:
-        """Raises InvalidJobId and UnknownJob."""
-        check_job_id(job_id)
-        job = self.find(job_id)
-        if job is None:
-            raise UnknownJob(job_id)
-        return job
-
-    async def wait_for(self, job_id: str) -> Job:
-        """The job, once it exists, within the grace time. Raises InvalidJobId and UnknownJob."""
-        check_job_id(job_id)
-        try:
-            async with asyncio.timeout(self._settings.jobs.output_grace_seconds):
-                while (job := self.find(job_id)) is None:
-                    if self.draining:
-                        raise UnknownJob(job_id)
-                    await self._created.wait()
-        except TimeoutError:
-            raise UnknownJob(job_id) from None
-        return job
-
-    def open(self, job_id: str, options: Options, *, again: bool = False) -> Job:
-        """The running job of this id, or a new one. again: one that has ended gives way.
-
-        Raises InvalidJobId, JobEnded, and for a new one Draining, TooManyJobs and InvalidOption.
-        """
-        check_job_id(job_id)
-        if job_id in self._running:
-            return self._running[job_id]
-        if job_id in self._ended and not again:
-            raise JobEnded(job_id)
-        if self.draining or self._group is None:
-            raise Draining(_RETRY_AFTER_SECONDS)
-        if len(self._running) >= self._settings.jobs.max_jobs:
-            self._metrics.jobs_refused.inc()
-            raise TooManyJobs(_RETRY_AFTER_SECONDS, len(self._running))
-        self.kind.check(options)
-        self._ended.pop(job_id, None)
-        job = self.kind.make(job_id, options)
-        self._running[job_id] = job
-        self._tasks[job_id] = self._group.create_task(self._run(job))
-        self._announce()
-        return job
-
-    def change(self, job: Job, values: Mapping[str, Any]) -> None:
-        """Other values for some options of a running job, all or none.
-
-        Raises JobEnded and InvalidOption.
-        """
-        options = job.options.changed(values)
-        self.kind.check(options)
-        job.change(options)
-
-    async def delete(self, job_id: str) -> Job:
-        """Stop a running job after a flush, or forget an ended one. Raises UnknownJob."""
-        job = self.get(job_id)
-        if job_id in self._running:
-            await job.stop(EndReason.STOPPED)
-        else:
-            del self._ended[job_id]
-        return job
-
-    async def cut_off(self, job_id: str) -> None:
-        """End a running job at once, without a flush."""
-        await asyncio.sleep(0)  # a task that is cancelled before its first step cleans nothing up
-        task = self._tasks.get(job_id)
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
-
-    async def discard(self, job_id: str) -> None:
-        """Forget a job; one that runs is cut off first."""
-        await self.cut_off(job_id)
-        self._ended.pop(job_id, None)
-
-    async def drain(self, seconds: float, stopped_elsewhere: Collection[str] = ()) -> None:
-        """Refuse new jobs and flush the running ones, except those that another is stopping; what
-        is left after the time is cut off."""
-        self.draining = True
-        self._announce()
-        stopping = [
-            job.stop(EndReason.SHUTDOWN)
-            for job_id, job in self._running.items()
-            if job_id not in stopped_elsewhere
-        ]
-        try:
-            async with asyncio.timeout(seconds):
-                await asyncio.gather(*stopping)
-        except TimeoutError:
-            logger.warning("%d jobs were not flushed within %.0f s", len(self._running), seconds)
-            for task in self._tasks.values():
-                task.cancel()
-
-    async def _run(self, job: Job) -> None:
-        try:
-            await job.run()
-        finally:
-            del self._running[job.job_id], self._tasks[job.job_id]
-            if job.worth_keeping:
-                self._ended[job.job_id] = job
-                self._forget()
-
-    def _announce(self) -> None:
-        """Wake whoever waits for a job: there is one more, or there will be none."""
-        self._created.set()
-        self._created = asyncio.Event()
-
-    async def _sweep(self) -> None:
-        """Forget ended jobs when their time is over, also when nothing else happens."""
-        interval = max(1.0, self._settings.jobs.retention_seconds / 10)
-        while True:
-            await asyncio.sleep(interval)
-            self._forget()
-
-    def _forget(self) -> None:
-        oldest = asyncio.get_running_loop().time() - self._settings.jobs.retention_seconds
-        while self._ended:
-            job = next(iter(self._ended.values()))
-            num_bytes = sum(job.log.num_bytes for job in self._ended.values())
-            kept = len(self._ended) <= self._settings.jobs.max_ended_jobs
-            kept = kept and num_bytes <= self._settings.jobs.max_ended_bytes
-            if kept and job.ended_at is not None and job.ended_at > oldest:
-                return
-            del self._ended[job.job_id]
 
 
 def check_job_id(job_id: str) -> None:
