@@ -10,7 +10,7 @@ import whisper_byoc
 PACKAGE = Path(whisper_byoc.__file__).parent
 # Modules and folders.
 PURE = {
-    "errors", "lags", "loops", "transcript", "decode", "settings", "options", "streaming",
+    "errors", "lags", "loops", "transcript", "decode", "settings", "jobs/options", "streaming",
     "audio/formats", "audio/content_types", "audio/sniffing", "audio/pcm", "audio/wav", "audio/mp4",
     "audio/body",
 }  # fmt: skip
@@ -23,9 +23,8 @@ ALLOWED = {
     "settings": set(),
     "trickle": set(),
     "decode": {"audio", "transcript"},
-    "options": {"decode", "settings"},
     "metrics": {"decode", "transcript"},
-    "eventlog": {"transcript"},
+    "jobs": {"audio", "decode", "metrics", "settings", "transcript"},
     "streaming": {"audio", "decode", "loops", "settings", "transcript"},
     "inference": {"audio", "decode", "loops", "settings", "transcript"},
     "client": {"audio", "transcript"},
@@ -33,23 +32,18 @@ ALLOWED = {
     "lags": {"streaming", "transcript"},
     "recordings": {"decode", "inference", "settings", "streaming", "transcript"},
     "registration": {"settings"},
-    "jobs": {"audio", "eventlog", "metrics", "options", "settings", "transcript"},
     "transcription": {
-        "audio", "decode", "eventlog", "inference", "jobs", "metrics", "options",
-        "settings", "streaming", "transcript",
+        "audio", "decode", "inference", "jobs", "metrics", "settings", "streaming", "transcript",
     },
-    "processing": {
-        "audio", "eventlog", "jobs", "metrics", "options", "settings", "transcript",
-    },
+    "processing": {"audio", "jobs", "metrics", "settings", "transcript"},
     "feeds": {"audio", "jobs", "transcript", "trickle"},
-    "worker": {"audio", "jobs", "metrics", "options", "settings", "transcript", "trickle"},
+    "worker": {"audio", "jobs", "metrics", "settings", "transcript", "trickle"},
     "service": {
         "feeds", "inference", "jobs", "metrics", "processing", "registration", "settings",
         "transcription", "worker",
     },
     "routes": {
-        "audio", "eventlog", "jobs", "metrics", "options", "service", "settings", "transcript",
-        "trickle", "worker",
+        "audio", "jobs", "metrics", "service", "settings", "transcript", "trickle", "worker",
     },
     "app": {"routes", "service"},
     "cli": {"app", "inference", "processing", "service", "settings"},

@@ -19,10 +19,10 @@ from whisper_byoc.errors import (
     ProcessorError,
     ServiceError,
 )
-from whisper_byoc.eventlog import EventLog
+from whisper_byoc.jobs.eventlog import EventLog
 from whisper_byoc.jobs.job import BodyCounter, Chunks, Job
+from whisper_byoc.jobs.options import Options, ProcessorOptions
 from whisper_byoc.metrics import Metrics
-from whisper_byoc.options import Options, ProcessorOptions
 from whisper_byoc.settings import Settings
 from whisper_byoc.transcript import (
     OCTETS,

@@ -20,12 +20,12 @@ from whisper_byoc.errors import (
     UnsupportedAudio,
     first_of,
 )
-from whisper_byoc.eventlog import EventLog
 from whisper_byoc.inference.engine import Engine
 from whisper_byoc.inference.voice import VoiceActivity, VoiceState
+from whisper_byoc.jobs.eventlog import EventLog
 from whisper_byoc.jobs.job import BodyCounter, Chunks, Job
+from whisper_byoc.jobs.options import JobOptions, Options
 from whisper_byoc.metrics import Metrics
-from whisper_byoc.options import JobOptions, Options
 from whisper_byoc.settings import Settings
 from whisper_byoc.streaming.transcriber import MAX_BLOCK_SAMPLES, Purpose, Transcriber, Window
 from whisper_byoc.transcript import CONTENT_TYPES, WRITERS, EndReason, Final, Format, Writer

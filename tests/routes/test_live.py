@@ -18,7 +18,7 @@ from tests.conftest import MODELS, Speak, pcm, serve_app
 from tests.scripted import ScriptedModel, scripted_engine, spoken, whole_seconds
 from whisper_byoc.decode import DecodeRequest, Hypothesis
 from whisper_byoc.errors import DecodeError
-from whisper_byoc.options import JobOptions
+from whisper_byoc.jobs.options import JobOptions
 from whisper_byoc.service import Service
 from whisper_byoc.settings import JobSettings, ModelSettings, Settings
 from whisper_byoc.transcript import EndReason

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from whisper_byoc.errors import BadMessage, ForbiddenUrl, InvalidOption
 from whisper_byoc.jobs.job import check_job_id
-from whisper_byoc.options import JobOptions, ProcessorOptions
+from whisper_byoc.jobs.options import JobOptions, ProcessorOptions
 from whisper_byoc.transcript import (
     MAX_LINE_BYTES,
     End,

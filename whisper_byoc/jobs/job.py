@@ -20,9 +20,9 @@ from whisper_byoc.errors import (
     ServiceError,
     SourceBusy,
 )
-from whisper_byoc.eventlog import EventLog
+from whisper_byoc.jobs.eventlog import EventLog
+from whisper_byoc.jobs.options import Options
 from whisper_byoc.metrics import Metrics
-from whisper_byoc.options import Options
 from whisper_byoc.settings import JobSettings
 from whisper_byoc.transcript import End, EndReason, Event, Format, Writer
 

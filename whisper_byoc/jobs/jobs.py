@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from whisper_byoc.errors import Draining, JobEnded, TooManyJobs, UnknownJob
 from whisper_byoc.jobs.job import Job, check_job_id
+from whisper_byoc.jobs.options import Options
 from whisper_byoc.metrics import Metrics
-from whisper_byoc.options import Options
 from whisper_byoc.settings import Settings
 from whisper_byoc.transcript import EndReason
 

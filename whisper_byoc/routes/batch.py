@@ -26,7 +26,7 @@ from whisper_byoc.errors import (
     first_of,
 )
 from whisper_byoc.jobs.job import Job
-from whisper_byoc.options import JobOptions, Options
+from whisper_byoc.jobs.options import JobOptions, Options
 from whisper_byoc.routes.answers import check_token, error_headers, status_of
 from whisper_byoc.routes.live import MODEL_HEADER, check_encoding, check_length, model_header
 from whisper_byoc.routes.replies import Dialect, OpenAi, Pipeline, Plain, Reply

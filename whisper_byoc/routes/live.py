@@ -23,9 +23,9 @@ from whisper_byoc.errors import (
     UnsupportedAudio,
     first_of,
 )
-from whisper_byoc.eventlog import EventLog
+from whisper_byoc.jobs.eventlog import EventLog
 from whisper_byoc.jobs.job import Job, check_job_id
-from whisper_byoc.options import Options
+from whisper_byoc.jobs.options import Options
 from whisper_byoc.service import Service
 from whisper_byoc.transcript import EndReason, Format, Writer, choose_format
 

@@ -11,7 +11,7 @@ from starlette.routing import Route
 from whisper_byoc.audio.content_types import format_of_content_type
 from whisper_byoc.audio.formats import AudioFormat, Pcm
 from whisper_byoc.errors import UnknownJob, UnsupportedAudio
-from whisper_byoc.eventlog import EventLog
+from whisper_byoc.jobs.eventlog import EventLog
 from whisper_byoc.jobs.job import Job, JobState
 from whisper_byoc.routes.live import checked, options_of, while_connected
 from whisper_byoc.service import Service

@@ -23,7 +23,7 @@ from whisper_byoc.errors import (
     UnsupportedAudio,
 )
 from whisper_byoc.jobs.job import Job, JobState
-from whisper_byoc.options import JobOptions
+from whisper_byoc.jobs.options import JobOptions
 from whisper_byoc.routes.live import (
     MAX_CONTROL_BYTES,
     Control,

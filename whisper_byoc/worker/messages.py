@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from whisper_byoc import transcript
 from whisper_byoc.errors import BadMessage, ForbiddenUrl, InvalidOption
-from whisper_byoc.options import Options
+from whisper_byoc.jobs.options import Options
 
 KEEPALIVE_LINE: Final = b'{"type":"keepalive"}\n'
 _MAX_TEXT: Final = transcript.MAX_LINE_BYTES // 8

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from whisper_byoc.errors import SlowReader
-from whisper_byoc.eventlog import EventLog
+from whisper_byoc.jobs.eventlog import EventLog
 from whisper_byoc.transcript import End, Endpoint, EndReason, Event, Final, Partial
 
 pytestmark = pytest.mark.anyio

@@ -6,7 +6,7 @@ import pytest
 
 from whisper_byoc.decode import Task
 from whisper_byoc.errors import InvalidOption
-from whisper_byoc.options import JobOptions
+from whisper_byoc.jobs.options import JobOptions
 from whisper_byoc.settings import Mode, StreamingSettings
 
 
