@@ -100,7 +100,7 @@ def load_ours(setup: Setup, engine: str = "") -> Transcribe:
     """Recordings as a whole: voice activity, windows, decodes, word times."""
     from whisper_byoc.inference.engine import load_models
     from whisper_byoc.inference.voice import VoiceModel
-    from whisper_byoc.recordings import RecordingOptions, transcribe_recordings
+    from whisper_byoc.jobs.recordings import RecordingOptions, transcribe_recordings
     from whisper_byoc.settings import Device, EngineKind, ModelSettings
 
     prepare_torch(setup.threads)

@@ -132,7 +132,7 @@ def transcribe_tracks(tracks: Sequence[Track], setup: Any) -> list[Track]:
     """With what an offline pass made of them."""
     from whisper_byoc.inference.engine import load_models
     from whisper_byoc.inference.voice import VoiceModel
-    from whisper_byoc.recordings import RecordingOptions, transcribe_recordings
+    from whisper_byoc.jobs.recordings import RecordingOptions, transcribe_recordings
     from whisper_byoc.settings import ModelSettings
 
     [model] = load_models(ModelSettings(directory=setup.models_dir))

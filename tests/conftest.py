@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from whisper_byoc.app import build_app
 from whisper_byoc.cli import Server, listen
 from whisper_byoc.inference.engine import open_engine as inference_engine
-from whisper_byoc.processing import Processor
+from whisper_byoc.jobs.processing import Processor
 from whisper_byoc.service import OpenEngine, Service
 from whisper_byoc.settings import ModelSettings, ServerSettings, Settings
 

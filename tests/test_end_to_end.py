@@ -133,7 +133,7 @@ async def test_ten_minutes_of_silence_and_noise_give_nothing(
     url: str, decibels: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a live stream, though it comes faster: not even a partial."""
-    monkeypatch.setattr("whisper_byoc.transcription._LIVE_SLACK_SECONDS", 600.0)
+    monkeypatch.setattr("whisper_byoc.jobs.transcription._LIVE_SLACK_SECONDS", 600.0)
     noise = np.zeros(600 * 16_000, dtype=np.float32)
     if decibels is not None:
         noise = np.random.default_rng(1).standard_normal(len(noise), dtype=np.float32)
@@ -165,7 +165,7 @@ async def test_an_hour_with_long_silences_keeps_its_times_and_its_memory(
     url: str, speak: Speak, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a live stream, with partials, though it comes faster."""
-    monkeypatch.setattr("whisper_byoc.transcription._LIVE_SLACK_SECONDS", 3600.0)
+    monkeypatch.setattr("whisper_byoc.jobs.transcription._LIVE_SLACK_SECONDS", 3600.0)
     block = 16_000
     spoken_once = [speak(sentence) for sentence in SENTENCES]
     begins: list[float] = []

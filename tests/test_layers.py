@@ -24,29 +24,22 @@ ALLOWED = {
     "trickle": set(),
     "decode": {"audio", "transcript"},
     "metrics": {"decode", "transcript"},
-    "jobs": {"audio", "decode", "metrics", "settings", "transcript"},
     "streaming": {"audio", "decode", "loops", "settings", "transcript"},
     "inference": {"audio", "decode", "loops", "settings", "transcript"},
+    "jobs": {
+        "audio", "decode", "inference", "metrics", "settings", "streaming", "transcript", "trickle",
+    },
     "client": {"audio", "transcript"},
     "benchmarking": {"transcript"},
     "lags": {"streaming", "transcript"},
-    "recordings": {"decode", "inference", "settings", "streaming", "transcript"},
     "registration": {"settings"},
-    "transcription": {
-        "audio", "decode", "inference", "jobs", "metrics", "settings", "streaming", "transcript",
-    },
-    "processing": {"audio", "jobs", "metrics", "settings", "transcript"},
-    "feeds": {"audio", "jobs", "transcript", "trickle"},
     "worker": {"audio", "jobs", "metrics", "settings", "transcript", "trickle"},
-    "service": {
-        "feeds", "inference", "jobs", "metrics", "processing", "registration", "settings",
-        "transcription", "worker",
-    },
+    "service": {"inference", "jobs", "metrics", "registration", "settings", "worker"},
     "routes": {
         "audio", "jobs", "metrics", "service", "settings", "transcript", "trickle", "worker",
     },
     "app": {"routes", "service"},
-    "cli": {"app", "inference", "processing", "service", "settings"},
+    "cli": {"app", "inference", "jobs", "service", "settings"},
     "__main__": {"cli"},
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))

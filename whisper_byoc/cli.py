@@ -16,7 +16,7 @@ import uvicorn
 from whisper_byoc.app import build_app
 from whisper_byoc.errors import ConfigurationError, ServiceError
 from whisper_byoc.inference.weights import find_weights
-from whisper_byoc.processing import load_processor
+from whisper_byoc.jobs.processing import load_processor
 from whisper_byoc.service import VERSION, Service
 from whisper_byoc.settings import ServerSettings, drop_secrets, read_settings
 

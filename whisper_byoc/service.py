@@ -10,15 +10,15 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from enum import StrEnum
 
 from whisper_byoc.errors import NotReady, ServiceError, first_of
-from whisper_byoc.feeds import Feeds
 from whisper_byoc.inference.engine import Engine, open_engine
 from whisper_byoc.inference.voice import open_voice_activity
+from whisper_byoc.jobs.feeds import Feeds
 from whisper_byoc.jobs.jobs import JobKind, Jobs
+from whisper_byoc.jobs.processing import Host, Processings, Processor
+from whisper_byoc.jobs.transcription import Services, Transcriptions
 from whisper_byoc.metrics import Metrics
-from whisper_byoc.processing import Host, Processings, Processor
 from whisper_byoc.registration import Registration
 from whisper_byoc.settings import ModelSettings, Settings
-from whisper_byoc.transcription import Services, Transcriptions
 from whisper_byoc.worker.sessions import Sessions
 
 logger = logging.getLogger(__name__)

@@ -796,7 +796,7 @@ async def test_a_bad_control_message_is_named(
 async def test_lag_and_dropped_partials_can_be_seen(
     door: Door, sentence: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("whisper_byoc.transcription._LIVE_SLACK_SECONDS", TIMEOUT)
+    monkeypatch.setattr("whisper_byoc.jobs.transcription._LIVE_SLACK_SECONDS", TIMEOUT)
     audio = pcm(sentence[:16_000])
     for _ in range(3):
         await door.put("j", audio, "?final=false&partial_interval=0.1")

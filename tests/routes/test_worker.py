@@ -30,8 +30,8 @@ from whisper_byoc.inference.engine import Engine
 from whisper_byoc.jobs.job import Chunks
 from whisper_byoc.jobs.jobs import Jobs
 from whisper_byoc.jobs.options import Options, ProcessorOptions
+from whisper_byoc.jobs.processing import Host, Processing, Processings
 from whisper_byoc.metrics import Metrics
-from whisper_byoc.processing import Host, Processing, Processings
 from whisper_byoc.routes.worker import MAX_MESSAGE_BYTES
 from whisper_byoc.service import OpenEngine, Service
 from whisper_byoc.settings import (

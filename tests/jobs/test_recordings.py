@@ -13,7 +13,7 @@ from whisper_byoc.decode import DecodeRequest, Hypothesis
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.batched import BatchedModel
 from whisper_byoc.inference.voice import VoiceModel, VoiceRequest
-from whisper_byoc.recordings import RecordingOptions, Segment, transcribe_recordings
+from whisper_byoc.jobs.recordings import RecordingOptions, Segment, transcribe_recordings
 from whisper_byoc.transcript import Word
 
 Samples = NDArray[np.float32]

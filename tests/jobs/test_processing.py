@@ -17,7 +17,7 @@ from tests.conftest import serve_app
 from tests.orchestrator import Capability, open_orchestrator, open_stream
 from whisper_byoc.client import ClientError, TrickleClient
 from whisper_byoc.errors import ConfigurationError
-from whisper_byoc.processing import Processor, load_processor
+from whisper_byoc.jobs.processing import Processor, load_processor
 from whisper_byoc.service import Service
 from whisper_byoc.settings import JobSettings, Settings, WorkerSettings
 
