@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODELS ?= tiny.en
 IMAGE ?= whisper-byoc
-FOLDERS := whisper_byoc scripts tests examples
+FOLDERS := whisper_byoc whisper_bench whisper_sim scripts tests examples
 SPEECH ?= ../shared/speech
 
 .DEFAULT_GOAL := help

@@ -43,6 +43,8 @@ ALLOWED = {
     "__main__": {"cli"},
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
+# What is beside the package: it uses the package, and nothing uses it but the tests.
+SIBLINGS = [PACKAGE.parent / name for name in ("whisper_sim",)]
 
 
 def layer_of(path: Path) -> str:
@@ -82,3 +84,16 @@ def test_pure_modules_have_no_clock_and_no_sockets(path: Path) -> None:
     outside = {name.split(".")[0] for name in imports(path)}
     if {str(path.relative_to(PACKAGE).with_suffix("")), layer_of(path)} & PURE:
         assert not outside & {"asyncio", "socket", "subprocess", "threading", "time", "aiohttp"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_package_imports_nothing_that_is_beside_it(path: Path) -> None:
+    outside = {name.split(".")[0] for name in imports(path)}
+    assert not outside & {"whisper_bench", "whisper_sim", "scripts", "tests"}
+
+
+@pytest.mark.parametrize("folder", SIBLINGS, ids=lambda path: path.name)
+def test_a_sibling_imports_neither_another_nor_tests(folder: Path) -> None:
+    for path in folder.rglob("*.py"):
+        outside = {name.split(".")[0] for name in imports(path)}
+        assert not outside & {"whisper_bench", "whisper_sim", "scripts", "tests"} - {folder.name}

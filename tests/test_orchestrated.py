@@ -22,7 +22,13 @@ from numpy.typing import NDArray
 from whisper.normalizers import EnglishTextNormalizer
 
 from tests.conftest import REPOSITORY, Speak, serve_app
-from tests.orchestrator import (
+from tests.pytrickle_peer import open_publisher, open_subscriber
+from tests.scripted import ScriptedModel, scripted_engine
+from whisper_byoc.audio.source import open_source
+from whisper_byoc.service import Service
+from whisper_byoc.settings import JobSettings, Settings, WorkerSettings
+from whisper_byoc.trickle.client import ClientOptions, Publisher, open_session
+from whisper_sim.orchestrator import (
     Capability,
     Orchestrator,
     Stream,
@@ -31,13 +37,7 @@ from tests.orchestrator import (
     open_orchestrator,
     open_stream,
 )
-from tests.pytrickle_peer import open_publisher, open_subscriber
-from tests.scripted import ScriptedModel, scripted_engine
-from tests.transport import transport_segments
-from whisper_byoc.audio.source import open_source
-from whisper_byoc.service import Service
-from whisper_byoc.settings import JobSettings, Settings, WorkerSettings
-from whisper_byoc.trickle.client import ClientOptions, Publisher, open_session
+from whisper_sim.transport import transport_segments
 
 pytestmark = pytest.mark.anyio
 TIMEOUT = 60.0

@@ -14,12 +14,12 @@ from examples.grayscale import Grayscale
 from examples.green_tint import GreenTint
 from examples.passthrough import Passthrough
 from tests.conftest import serve_app
-from tests.orchestrator import Capability, open_orchestrator, open_stream
 from whisper_byoc.client import ClientError, TrickleClient
 from whisper_byoc.errors import ConfigurationError
 from whisper_byoc.jobs.processing import Processor, load_processor
 from whisper_byoc.service import Service
 from whisper_byoc.settings import JobSettings, Settings, WorkerSettings
+from whisper_sim.orchestrator import Capability, open_orchestrator, open_stream
 
 pytestmark = pytest.mark.anyio
 TIMEOUT = 30.0

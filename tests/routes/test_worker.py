@@ -21,9 +21,7 @@ from yarl import URL
 
 from tests.conftest import MODELS, serve_app
 from tests.conftest import pcm as as_pcm
-from tests.orchestrator import Capability, Orchestrator, Stream, open_orchestrator, open_stream
 from tests.scripted import ScriptedModel, scripted_engine
-from tests.transport import transport_segments
 from whisper_byoc.app import build_app
 from whisper_byoc.cli import Server
 from whisper_byoc.inference.engine import Engine
@@ -45,6 +43,14 @@ from whisper_byoc.settings import (
 from whisper_byoc.transcript import EndReason
 from whisper_byoc.worker.messages import StartRequest
 from whisper_byoc.worker.sessions import Sessions
+from whisper_sim.orchestrator import (
+    Capability,
+    Orchestrator,
+    Stream,
+    open_orchestrator,
+    open_stream,
+)
+from whisper_sim.transport import transport_segments
 
 pytestmark = pytest.mark.anyio
 TIMEOUT = 30

@@ -18,7 +18,7 @@ import pytest
 
 from tests.trickle.double import BASE, serve
 from tests.trickle.wire import TIMEOUT, Answer, Client, Exchange
-from whisper_byoc.trickle.server import TrickleServer
+from whisper_sim.trickle_server import TrickleServer
 
 EXTERNAL_BASE = os.environ.get("TRICKLE_BASE")
 EXTERNAL_CREATE = os.environ.get("TRICKLE_CREATE")

@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 
 from whisper_byoc.cli import Server
-from whisper_byoc.trickle.server import TrickleServer
+from whisper_sim.trickle_server import TrickleServer
 
 BASE = "/ai/trickle/"
 _LEAVE_SECONDS = 10

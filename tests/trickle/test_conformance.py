@@ -11,7 +11,7 @@ import pytest
 
 from tests.trickle.conftest import StartDouble, Trickle
 from tests.trickle.wire import TIMEOUT, Answer, Exchange
-from whisper_byoc.trickle.server import Refused, TrickleServer
+from whisper_sim.trickle_server import Refused, TrickleServer
 
 pytestmark = pytest.mark.anyio
 

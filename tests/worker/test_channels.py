@@ -20,14 +20,6 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.conftest import MODELS, Speak, pcm, serve_app
-from tests.orchestrator import (
-    Capability,
-    Orchestrator,
-    Stream,
-    Times,
-    open_orchestrator,
-    open_stream,
-)
 from tests.scripted import ScriptedModel, scripted_engine, spoken
 from tests.worker.scripted_channel import (
     Exchange,
@@ -58,6 +50,14 @@ from whisper_byoc.trickle.client import ClientOptions, Publisher, Subscriber, op
 from whisper_byoc.trickle.local import LocalReader
 from whisper_byoc.trickle.protocol import ChannelEnded, TrickleError
 from whisper_byoc.worker.session import Session
+from whisper_sim.orchestrator import (
+    Capability,
+    Orchestrator,
+    Stream,
+    Times,
+    open_orchestrator,
+    open_stream,
+)
 
 pytestmark = pytest.mark.anyio
 TIMEOUT = 30

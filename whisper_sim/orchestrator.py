@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
 from whisper_byoc.cli import Server
-from whisper_byoc.trickle.server import TrickleServer
+from whisper_sim.trickle_server import TrickleServer
 
 MAX_LINE = 64 * 1024
 RING = 5

@@ -1,0 +1,210 @@
+"""A trickle server over HTTP, as an orchestrator has one: channels by name, to post to and read."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+
+from whisper_byoc.trickle.channel import NEXT, Segment
+from whisper_byoc.trickle.local import LocalChannel
+from whisper_byoc.trickle.protocol import (
+    CLOSED,
+    EXPECT_CONTENT,
+    LATEST,
+    NO_SEGMENT,
+    SEQ,
+    TERMINATED,
+    parse_seq,
+)
+from whisper_byoc.trickle.server import answer_next, answer_post
+
+_LAST = {"Connection": "close"}
+"""For answers that come before a body was read, or in its place."""
+
+
+class Refused(Exception):
+    """A hook does not allow it; a status that is not of the 4xx is sent as 400."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(status, text)
+        self.status, self.text = status, text
+
+
+Hook = Callable[[str], None]
+
+
+async def answer_get(request: Request, channel: LocalChannel, asked: int) -> Response:
+    """One segment, as it is and as it grows; nothing is sent before its first byte."""
+    latest = channel.next_write
+    segment = channel.find(asked)
+    if segment is None:
+        headers = {LATEST: str(latest), SEQ: str(channel.resolve(asked))}
+        return Response("Entry not found\n", NO_SEGMENT, headers, "text/plain")
+    headers = {SEQ: str(segment.seq)}
+    if latest != segment.seq:
+        headers[LATEST] = str(latest)
+    if not await _while_connected(request, _has_begun(channel, segment)):
+        return Response(status_code=499)
+    if not len(segment):
+        if channel.closed:
+            headers[CLOSED] = TERMINATED
+        headers.setdefault(LATEST, str(channel.next_write))
+        return Response(headers=headers)
+    headers["Content-Type"] = channel.mime
+    return StreamingResponse(channel.chunks(segment), headers=headers)
+
+
+class TrickleServer:
+    """Channels by name, as an orchestrator keeps them. `routes` may be mounted anywhere.
+
+    autocreate: whether a POST makes a channel. idle_seconds, sweep_seconds: when a channel that
+    nobody writes to is closed, and how often that is looked for. before_create, before_delete:
+    called with the name of a channel; they raise Refused to say no.
+    Its state is changed by its handlers and by `serve`'s sweep, all in one event loop.
+    """
+
+    def __init__(
+        self,
+        *,
+        autocreate: bool = False,
+        idle_seconds: float = 300.0,
+        sweep_seconds: float = 60.0,
+        before_create: Hook | None = None,
+        before_delete: Hook | None = None,
+    ) -> None:
+        self.channels: dict[str, LocalChannel] = {}
+        self._autocreate = autocreate
+        self._idle_seconds, self._sweep_seconds = idle_seconds, sweep_seconds
+        self._before_create, self._before_delete = before_create, before_delete
+
+    @property
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Route("/{name}/next", self._next, methods=["GET"]),
+            Route("/{name}/{seq}", self._segment, methods=["GET", "POST", "DELETE"]),
+            Route("/{name}", self._channel, methods=["POST", "DELETE"]),
+        ]
+
+    def create(self, name: str, mime: str) -> LocalChannel:
+        """The channel of this name, made when there is none; no hook is asked."""
+        now = asyncio.get_running_loop().time()
+        return self.channels.setdefault(name, LocalChannel(mime, now))
+
+    def delete(self, name: str) -> bool:
+        """Close and forget a channel; False where there is none. No hook is asked."""
+        channel = self.channels.pop(name, None)
+        if channel is not None:
+            channel.close()
+        return channel is not None
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[None]:
+        """Sweep idle channels while inside; leaving closes every channel."""
+        async with asyncio.TaskGroup() as group:
+            sweeping = group.create_task(self._sweep())
+            try:
+                yield
+            finally:
+                sweeping.cancel()
+                for name in list(self.channels):
+                    self.delete(name)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(self._sweep_seconds)
+            now = asyncio.get_running_loop().time()
+            for name, channel in list(self.channels.items()):
+                if not name.startswith("_") and channel.is_idle(now, self._idle_seconds):
+                    self.delete(name)
+
+    async def _channel(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if request.method == "DELETE":
+            if name not in self.channels:
+                return _text("Invalid stream", 400)
+            return _asked(self._before_delete, name) or self._deleted(name)
+        if name in self.channels:
+            return Response()
+        return self._created(name, request.headers.get(EXPECT_CONTENT, "")) or Response()
+
+    async def _segment(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self.channels:
+            refusal = self._missing(request, name)
+            if refusal is not None:
+                return refusal
+        seq = parse_seq(request.path_params["seq"])
+        channel = self.channels[name]
+        if seq is None or (request.method == "POST" and seq < NEXT):
+            return _text("Invalid idx", 400)
+        if request.method == "DELETE":
+            return Response() if channel.delete(seq) else _text("Nonexistent segment", 400)
+        if request.method == "POST":
+            return await answer_post(request, channel, seq)
+        return await answer_get(request, channel, seq)
+
+    async def _next(self, request: Request) -> Response:
+        channel = self.channels.get(request.path_params["name"])
+        return _text("Stream not found", 404) if channel is None else answer_next(channel)
+
+    def _missing(self, request: Request, name: str) -> Response | None:
+        """The refusal of a segment whose channel is missing; None when it is there now."""
+        if request.method != "POST":
+            return _text("Stream not found", 404)
+        if not self._autocreate:
+            return _text("Stream not found", 404, _LAST)
+        return self._created(name, request.headers.get("Content-Type", ""))
+
+    def _created(self, name: str, mime: str) -> Response | None:
+        """The refusal to make a channel; None when it was made."""
+        if not self._autocreate:
+            return _text("Stream not found", 404)
+        refusal = _asked(self._before_create, name)
+        if refusal is None:
+            self.create(name, mime)
+        return refusal
+
+    def _deleted(self, name: str) -> Response:
+        self.delete(name)
+        return Response()
+
+
+def _asked(hook: Hook | None, name: str) -> Response | None:
+    if hook is None:
+        return None
+    try:
+        hook(name)
+    except Refused as refused:
+        return _text(refused.text, refused.status if 400 <= refused.status < 500 else 400)
+    except Exception as error:  # a hook is not ours, and its fault is an answer
+        return _text(str(error), 500)
+    return None
+
+
+def _text(text: str, status: int, headers: dict[str, str] | None = None) -> Response:
+    return Response(text + "\n", status, headers, "text/plain")
+
+
+async def _has_begun(channel: LocalChannel, segment: Segment) -> None:
+    while not (len(segment) or segment.closed):
+        await channel.changes.wait()
+
+
+async def _while_connected(request: Request, waiting: Awaitable[None]) -> bool:
+    """Wait; False when the client closes the connection first."""
+
+    async def disconnect() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    waiter, watcher = asyncio.ensure_future(waiting), asyncio.ensure_future(disconnect())
+    try:
+        await asyncio.wait({waiter, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        return waiter.done()
+    finally:
+        waiter.cancel()
+        watcher.cancel()
+        await asyncio.gather(waiter, watcher, return_exceptions=True)
