@@ -17,9 +17,9 @@ from whisper_byoc.jobs.jobs import JobKind, Jobs
 from whisper_byoc.jobs.processing import Host, Processings, Processor
 from whisper_byoc.jobs.transcription import Services, Transcriptions
 from whisper_byoc.metrics import Metrics
-from whisper_byoc.registration import Registration
+from whisper_byoc.orchestrator.registration import Registration
+from whisper_byoc.orchestrator.sessions import Sessions
 from whisper_byoc.settings import ModelSettings, Settings
-from whisper_byoc.worker.sessions import Sessions
 
 logger = logging.getLogger(__name__)
 

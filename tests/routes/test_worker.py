@@ -30,6 +30,8 @@ from whisper_byoc.jobs.jobs import Jobs
 from whisper_byoc.jobs.options import Options, ProcessorOptions
 from whisper_byoc.jobs.processing import Host, Processing, Processings
 from whisper_byoc.metrics import Metrics
+from whisper_byoc.orchestrator.messages import StartRequest
+from whisper_byoc.orchestrator.sessions import Sessions
 from whisper_byoc.routes.worker import MAX_MESSAGE_BYTES
 from whisper_byoc.service import OpenEngine, Service
 from whisper_byoc.settings import (
@@ -41,8 +43,6 @@ from whisper_byoc.settings import (
     WorkerSettings,
 )
 from whisper_byoc.transcript import EndReason
-from whisper_byoc.worker.messages import StartRequest
-from whisper_byoc.worker.sessions import Sessions
 from whisper_sim.orchestrator import (
     Capability,
     Orchestrator,

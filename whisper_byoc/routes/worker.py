@@ -8,9 +8,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from whisper_byoc.errors import BodyTooLarge, ServiceError
+from whisper_byoc.orchestrator.messages import parse_object, parse_start, status_event
 from whisper_byoc.routes.answers import check_token, error_document, error_headers, status_of
 from whisper_byoc.service import Health, Service
-from whisper_byoc.worker.messages import parse_object, parse_start, status_event
 
 STREAM_HEADER = "X-Stream-Id"
 MAX_MESSAGE_BYTES = 10 * 1024 * 1024

@@ -14,12 +14,7 @@ from whisper_byoc.audio.formats import AudioFormat
 from whisper_byoc.errors import BadMessage, RequestError, ServiceError, SlowReader
 from whisper_byoc.jobs.job import Job, JobLog
 from whisper_byoc.metrics import Metrics
-from whisper_byoc.settings import WorkerSettings
-from whisper_byoc.transcript import EndReason, Event, Failure, Payload
-from whisper_byoc.trickle.client import ClientOptions, Publisher, Subscriber, open_session
-from whisper_byoc.trickle.local import LocalChannel, LocalReader
-from whisper_byoc.trickle.protocol import ChannelEnded, TrickleError
-from whisper_byoc.worker.messages import (
+from whisper_byoc.orchestrator.messages import (
     Account,
     StartRequest,
     data_line,
@@ -28,6 +23,11 @@ from whisper_byoc.worker.messages import (
     status_event,
     wrapped,
 )
+from whisper_byoc.settings import WorkerSettings
+from whisper_byoc.transcript import EndReason, Event, Failure, Payload
+from whisper_byoc.trickle.client import ClientOptions, Publisher, Subscriber, open_session
+from whisper_byoc.trickle.local import LocalChannel, LocalReader
+from whisper_byoc.trickle.protocol import ChannelEnded, TrickleError
 
 logger = logging.getLogger(__name__)
 

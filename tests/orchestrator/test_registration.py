@@ -22,9 +22,17 @@ import pytest
 
 from tests import pytrickle_peer
 from tests.conftest import MODELS
-from tests.registry import SECRET, TIMEOUT, Mishap, Received, Registry, Told, serve_registry
+from tests.orchestrator.registry import (
+    SECRET,
+    TIMEOUT,
+    Mishap,
+    Received,
+    Registry,
+    Told,
+    serve_registry,
+)
 from tests.test_main import command, read_until
-from whisper_byoc.registration import (
+from whisper_byoc.orchestrator.registration import (
     ANSWER_SECONDS,
     Answer,
     CapabilityEntry,
@@ -90,7 +98,7 @@ class Log(logging.Handler):
 @pytest.fixture
 def log() -> Iterator[Log]:
     handler = Log()
-    logger = logging.getLogger("whisper_byoc.registration")
+    logger = logging.getLogger("whisper_byoc.orchestrator.registration")
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)

@@ -20,8 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.conftest import MODELS, Speak, pcm, serve_app
-from tests.scripted import ScriptedModel, scripted_engine, spoken
-from tests.worker.scripted_channel import (
+from tests.orchestrator.scripted_channel import (
     Exchange,
     Play,
     ScriptedChannels,
@@ -36,7 +35,9 @@ from tests.worker.scripted_channel import (
     text,
     waits,
 )
+from tests.scripted import ScriptedModel, scripted_engine, spoken
 from whisper_byoc.errors import DecodeError
+from whisper_byoc.orchestrator.session import Session
 from whisper_byoc.service import Service
 from whisper_byoc.settings import (
     JobSettings,
@@ -49,7 +50,6 @@ from whisper_byoc.transcript import MAX_LINE_BYTES, EndReason
 from whisper_byoc.trickle.client import ClientOptions, Publisher, Subscriber, open_session
 from whisper_byoc.trickle.local import LocalReader
 from whisper_byoc.trickle.protocol import ChannelEnded, TrickleError
-from whisper_byoc.worker.session import Session
 from whisper_sim.orchestrator import (
     Capability,
     Orchestrator,

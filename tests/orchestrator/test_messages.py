@@ -12,19 +12,7 @@ from hypothesis import strategies as st
 from whisper_byoc.errors import BadMessage, ForbiddenUrl, InvalidOption
 from whisper_byoc.jobs.job import check_job_id
 from whisper_byoc.jobs.options import JobOptions, ProcessorOptions
-from whisper_byoc.transcript import (
-    MAX_LINE_BYTES,
-    End,
-    Endpoint,
-    EndReason,
-    Event,
-    Failure,
-    Final,
-    Partial,
-    Payload,
-    Word,
-)
-from whisper_byoc.worker.messages import (
+from whisper_byoc.orchestrator.messages import (
     KEEPALIVE_LINE,
     Account,
     StartRequest,
@@ -37,6 +25,18 @@ from whisper_byoc.worker.messages import (
     parse_start,
     status_event,
     wrapped,
+)
+from whisper_byoc.transcript import (
+    MAX_LINE_BYTES,
+    End,
+    Endpoint,
+    EndReason,
+    Event,
+    Failure,
+    Final,
+    Partial,
+    Payload,
+    Word,
 )
 
 ANY_HOST: frozenset[str] = frozenset()

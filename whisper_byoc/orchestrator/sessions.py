@@ -19,10 +19,10 @@ from whisper_byoc.errors import (
 from whisper_byoc.jobs.job import Job, JobState
 from whisper_byoc.jobs.jobs import Jobs
 from whisper_byoc.metrics import Metrics
+from whisper_byoc.orchestrator.messages import StartRequest, known_options
+from whisper_byoc.orchestrator.session import Session
 from whisper_byoc.settings import Settings
 from whisper_byoc.transcript import EndReason
-from whisper_byoc.worker.messages import StartRequest, known_options
-from whisper_byoc.worker.session import Session
 
 logger = logging.getLogger(__name__)
 
