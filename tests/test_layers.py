@@ -34,10 +34,10 @@ ALLOWED = {
     "lags": {"streaming", "transcript"},
     "orchestrator": {"audio", "jobs", "metrics", "settings", "transcript", "trickle"},
     "service": {"inference", "jobs", "metrics", "orchestrator", "settings"},
-    "routes": {
+    "doors": {
         "audio", "jobs", "metrics", "orchestrator", "service", "settings", "transcript", "trickle",
     },
-    "app": {"routes", "service"},
+    "app": {"doors", "service"},
     "cli": {"app", "inference", "jobs", "service", "settings"},
     "__main__": {"cli"},
 }  # fmt: skip

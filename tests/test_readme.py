@@ -5,7 +5,7 @@ import re
 from starlette.routing import Route, WebSocketRoute
 
 from scripts.write_readme import README, with_table
-from whisper_byoc.routes import batch, live, segments, socket, system, worker
+from whisper_byoc.doors import batch, live, segments, socket, system, worker
 from whisper_byoc.transcript import EndReason, Format
 
 TEXT = README.read_text(encoding="utf-8")

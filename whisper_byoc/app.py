@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from whisper_byoc import errors
-from whisper_byoc.routes import batch, live, segments, socket, system, worker
-from whisper_byoc.routes.answers import answer_error, error_document
+from whisper_byoc.doors import batch, live, segments, socket, system, worker
+from whisper_byoc.doors.errors import answer_error, error_document
 from whisper_byoc.service import Service
 
 SESSION_HEADER = "Livepeer-Session-Id"

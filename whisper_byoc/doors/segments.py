@@ -10,10 +10,10 @@ from starlette.routing import Route
 
 from whisper_byoc.audio.content_types import format_of_content_type
 from whisper_byoc.audio.formats import AudioFormat, Pcm
+from whisper_byoc.doors.live import checked, options_of, while_connected
 from whisper_byoc.errors import UnknownJob, UnsupportedAudio
 from whisper_byoc.jobs.eventlog import EventLog
 from whisper_byoc.jobs.job import Job, JobState
-from whisper_byoc.routes.live import checked, options_of, while_connected
 from whisper_byoc.service import Service
 from whisper_byoc.transcript import Format
 from whisper_byoc.trickle.channel import NEWEST, NEXT, NUM_SLOTS

@@ -17,6 +17,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
+from whisper_byoc.doors.dialects import Dialect, OpenAi, Pipeline, Plain, Reply
+from whisper_byoc.doors.errors import check_token, error_headers, status_of
+from whisper_byoc.doors.live import MODEL_HEADER, check_encoding, check_length, model_header
+from whisper_byoc.doors.uploads import Fields, Incoming, Upload, Vanished, open_upload
 from whisper_byoc.errors import (
     BadMessage,
     DecodeError,
@@ -27,10 +31,6 @@ from whisper_byoc.errors import (
 )
 from whisper_byoc.jobs.job import Job
 from whisper_byoc.jobs.options import JobOptions, Options
-from whisper_byoc.routes.answers import check_token, error_headers, status_of
-from whisper_byoc.routes.live import MODEL_HEADER, check_encoding, check_length, model_header
-from whisper_byoc.routes.replies import Dialect, OpenAi, Pipeline, Plain, Reply
-from whisper_byoc.routes.uploads import Fields, Incoming, Upload, Vanished, open_upload
 from whisper_byoc.service import Service
 from whisper_byoc.transcript import OCTETS, End, EndReason, Event, Failure, PayloadWriter, Writer
 

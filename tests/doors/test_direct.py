@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from yarl import URL
 
 from tests.conftest import pcm
-from tests.routes.test_live import Door, open_door, pieces, raw_statuses, silence
+from tests.doors.test_live import Door, open_door, pieces, raw_statuses, silence
 from tests.scripted import ScriptedModel, spoken
 
 pytestmark = pytest.mark.anyio

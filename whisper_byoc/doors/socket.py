@@ -12,6 +12,14 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from whisper_byoc.audio.formats import NATIVE, AudioFormat
 from whisper_byoc.audio.sniffing import SNIFF_BYTES, sniff
+from whisper_byoc.doors.live import (
+    MAX_CONTROL_BYTES,
+    Control,
+    check_model,
+    options_of,
+    parse_message,
+    read_control,
+)
 from whisper_byoc.errors import (
     InvalidOption,
     ProcessorError,
@@ -24,14 +32,6 @@ from whisper_byoc.errors import (
 )
 from whisper_byoc.jobs.job import Job, JobState
 from whisper_byoc.jobs.options import JobOptions
-from whisper_byoc.routes.live import (
-    MAX_CONTROL_BYTES,
-    Control,
-    check_model,
-    options_of,
-    parse_message,
-    read_control,
-)
 from whisper_byoc.service import Service
 from whisper_byoc.transcript import EndReason, Event, Final, Payload, event_document
 

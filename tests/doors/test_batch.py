@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from tests.conftest import MODELS, pcm, serve_app
 from tests.scripted import ScriptedModel, scripted_engine, spoken, whole_seconds
 from whisper_byoc.decode import DecodeRequest, Hypothesis
+from whisper_byoc.doors.dialects import DeltaWriter
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.jobs.processing import Processor
-from whisper_byoc.routes.replies import DeltaWriter
 from whisper_byoc.service import Service
 from whisper_byoc.settings import (
     CapabilitySettings,

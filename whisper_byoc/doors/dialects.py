@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from whisper_byoc.doors.errors import error_document, status_of
+from whisper_byoc.doors.uploads import Fields
 from whisper_byoc.errors import InvalidOption, ServiceError
-from whisper_byoc.routes.answers import error_document, status_of
-from whisper_byoc.routes.uploads import Fields
 from whisper_byoc.transcript import (
     CONTENT_TYPES,
     DONE,

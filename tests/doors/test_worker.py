@@ -24,6 +24,7 @@ from tests.conftest import pcm as as_pcm
 from tests.scripted import ScriptedModel, scripted_engine
 from whisper_byoc.app import build_app
 from whisper_byoc.cli import Server
+from whisper_byoc.doors.worker import MAX_MESSAGE_BYTES
 from whisper_byoc.inference.engine import Engine
 from whisper_byoc.jobs.job import Chunks
 from whisper_byoc.jobs.jobs import Jobs
@@ -32,7 +33,6 @@ from whisper_byoc.jobs.processing import Host, Processing, Processings
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.orchestrator.messages import StartRequest
 from whisper_byoc.orchestrator.sessions import Sessions
-from whisper_byoc.routes.worker import MAX_MESSAGE_BYTES
 from whisper_byoc.service import OpenEngine, Service
 from whisper_byoc.settings import (
     CapabilitySettings,

@@ -7,9 +7,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from whisper_byoc.doors.errors import check_token, error_document, error_headers, status_of
 from whisper_byoc.errors import BodyTooLarge, ServiceError
 from whisper_byoc.orchestrator.messages import parse_object, parse_start, status_event
-from whisper_byoc.routes.answers import check_token, error_document, error_headers, status_of
 from whisper_byoc.service import Health, Service
 
 STREAM_HEADER = "X-Stream-Id"
