@@ -19,8 +19,8 @@ from rich.progress import (
 )
 
 from whisper_byoc.errors import ServiceError
-from whisper_byoc.inference.download import Downloader, Report, tls_context
-from whisper_byoc.inference.weights import find_weights
+from whisper_byoc.weights.accepting import find_weights
+from whisper_byoc.weights.download import Downloader, Report, tls_context
 
 MODELS_DIR = Path(__file__).resolve().parents[1] / "models"
 DEFAULT_NAME = "tiny.en"
@@ -127,7 +127,7 @@ def check_weights(name: str, models_dir: Path, _keep: Path | None) -> str:
 
 def bake_weights(name: str, models_dir: Path, keep: Path | None) -> str:
     # Here, since whisper takes 3 s to import and --check does without
-    from whisper_byoc.inference.baking import bake, keep_ctranslate2, sources_of
+    from whisper_byoc.weights.baking import bake, keep_ctranslate2, sources_of
 
     began, terminal = time.monotonic(), Terminal(name)
     sources = sources_of(name, Downloader(tls_context(os.environ)))

@@ -36,7 +36,7 @@ from whisper_byoc.benchmarking import (
     summarise,
 )
 from whisper_byoc.errors import ServiceError
-from whisper_byoc.inference.weights import find_weights
+from whisper_byoc.weights.accepting import find_weights
 
 if TYPE_CHECKING:
     from whisper_byoc.inference.voice import VoiceRequest

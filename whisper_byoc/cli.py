@@ -15,10 +15,10 @@ import uvicorn
 
 from whisper_byoc.app import build_app
 from whisper_byoc.errors import ConfigurationError, ServiceError
-from whisper_byoc.inference.weights import find_weights
 from whisper_byoc.jobs.processing import load_processor
 from whisper_byoc.service import VERSION, Service
 from whisper_byoc.settings import ServerSettings, drop_secrets, read_settings
+from whisper_byoc.weights.accepting import find_weights
 
 EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2

@@ -16,9 +16,9 @@ from whisper_byoc.errors import ConfigurationError, DecodeError, InvalidOption
 from whisper_byoc.inference.batched import BatchedModel
 from whisper_byoc.inference.model import Model
 from whisper_byoc.inference.reference import ReferenceModel
-from whisper_byoc.inference.weights import find_weights
 from whisper_byoc.inference.worker import BatchThread
 from whisper_byoc.settings import Device, EngineKind, ModelSettings
+from whisper_byoc.weights.accepting import find_weights
 
 WARM_UP_TEXT = "the quick brown fox jumps over the lazy dog"
 WARM_UP_CLIP = "warm-up.wav"

@@ -19,7 +19,7 @@ from urllib.request import Request, urlopen
 import certifi
 
 from whisper_byoc.errors import ConfigurationError
-from whisper_byoc.inference.weights import sha256_of
+from whisper_byoc.weights.accepting import sha256_of
 
 CHUNK_BYTES: Final = 1 << 18
 MAX_CONNECTIONS: Final = 5

@@ -20,13 +20,9 @@ from typing import Final, Protocol
 import whisper
 
 from whisper_byoc.errors import ConfigurationError, ServiceError
-from whisper_byoc.inference.ctranslate2 import (
-    read_ctranslate2,
-    save_checkpoint,
-    to_openai_checkpoint,
-)
-from whisper_byoc.inference.download import Downloader, Report
-from whisper_byoc.inference.weights import read_manifest, sha256_of, write_manifest
+from whisper_byoc.weights.accepting import read_manifest, sha256_of, write_manifest
+from whisper_byoc.weights.ctranslate2 import read_ctranslate2, save_checkpoint, to_openai_checkpoint
+from whisper_byoc.weights.download import Downloader, Report
 
 PIP_SECONDS: Final = 300.0
 

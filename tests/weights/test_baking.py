@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import whisper
 
-from tests.inference.ctranslate2_files import ctranslate2_file, whisper_tensors
-from tests.inference.file_server import FileServer, file_server
+from tests.weights.ctranslate2_files import ctranslate2_file, whisper_tensors
+from tests.weights.file_server import FileServer, file_server
 from whisper_byoc.errors import ConfigurationError
-from whisper_byoc.inference.baking import (
+from whisper_byoc.weights.accepting import Manifest, find_weights, read_manifest, write_manifest
+from whisper_byoc.weights.baking import (
     RELEASES,
     CTranslate2Release,
     Failure,
@@ -34,8 +35,7 @@ from whisper_byoc.inference.baking import (
     known_models,
     sources_of,
 )
-from whisper_byoc.inference.download import Downloader, Report
-from whisper_byoc.inference.weights import Manifest, find_weights, read_manifest, write_manifest
+from whisper_byoc.weights.download import Downloader, Report
 
 ROOT = Path(__file__).resolve().parents[2]
 OPENAI = b"openai's weights" * 1000

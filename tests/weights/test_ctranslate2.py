@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from tests.inference.ctranslate2_files import (
+from tests.weights.ctranslate2_files import (
     Tensors,
     ctranslate2_file,
     string,
     tensor,
     whisper_tensors,
 )
-from whisper_byoc.inference.ctranslate2 import (
+from whisper_byoc.weights.ctranslate2 import (
     InvalidModelFile,
     read_ctranslate2,
     save_checkpoint,

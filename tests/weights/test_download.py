@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.inference.file_server import FileServer, file_server
+from tests.weights.file_server import FileServer, file_server
 from whisper_byoc.errors import ConfigurationError
-from whisper_byoc.inference.download import Downloader, DownloadFailed, tls_context
+from whisper_byoc.weights.download import Downloader, DownloadFailed, tls_context
 
 DATA = bytes(range(256)) * 4000
 DIGEST = hashlib.sha256(DATA).hexdigest()

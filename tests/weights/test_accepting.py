@@ -8,7 +8,7 @@ import pytest
 import whisper
 
 from whisper_byoc.errors import MissingModel
-from whisper_byoc.inference.weights import (
+from whisper_byoc.weights.accepting import (
     InvalidManifest,
     Manifest,
     ModelEntry,
