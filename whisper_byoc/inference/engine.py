@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from whisper_byoc.decode import DecodeRequest, Hypothesis
 from whisper_byoc.errors import ConfigurationError, DecodeError, InvalidOption
+from whisper_byoc.inference.batch_thread import BatchThread
 from whisper_byoc.inference.batched import BatchedModel
 from whisper_byoc.inference.model import Model
 from whisper_byoc.inference.reference import ReferenceModel
-from whisper_byoc.inference.worker import BatchThread
 from whisper_byoc.settings import Device, EngineKind, ModelSettings
 from whisper_byoc.weights.accepting import find_weights
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whisper_byoc.decode import FRAME_SAMPLES
-from whisper_byoc.inference.worker import BatchThread
+from whisper_byoc.inference.batch_thread import BatchThread
 
 # Its Linux wheels report to their maker since 1.29, unless told not to before the import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from whisper_byoc.errors import DecodeError
-from whisper_byoc.inference.worker import BatchThread
+from whisper_byoc.inference.batch_thread import BatchThread
 
 pytestmark = pytest.mark.anyio
 TIMEOUT = 10
