@@ -15,7 +15,7 @@ help:  ## what can be made
 
 # torch comes with what its own build asks for; openai-whisper without triton, which only its CUDA
 # build uses and torch's CUDA build brings along.
-$(VENV)/installed: constraints.txt constraints-dev.txt pyproject.toml $(wildcard whisper_byoc/native/*.[ch])
+$(VENV)/installed: constraints.txt constraints-dev.txt pyproject.toml $(wildcard whisper_byoc/inference/kernels/*.[ch])
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch

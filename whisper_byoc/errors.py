@@ -3,11 +3,11 @@
 ServiceError
 ├── ConfigurationError        the operator has to mend something
 │   ├── MissingModel          weights are absent or are not the ones in the manifest
-│   ├── InvalidManifest       inference/weights.py
-│   ├── InvalidModelFile      inference/ctranslate2.py
-│   ├── DownloadFailed        inference/download.py
-│   ├── SourceFailed          inference/baking.py
-│   └── NothingBaked          inference/baking.py
+│   ├── InvalidManifest       weights/accepting.py
+│   ├── InvalidModelFile      weights/ctranslate2.py
+│   ├── DownloadFailed        weights/download.py
+│   ├── SourceFailed          weights/baking.py
+│   └── NothingBaked          weights/baking.py
 ├── RequestError              the caller has to mend something
 │   ├── InvalidJobId
 │   ├── InvalidOption

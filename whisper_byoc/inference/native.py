@@ -1,4 +1,4 @@
-"""Whisper's forward passes on a CPU, in C (`whisper_byoc/native`): packs weights, owns memory.
+"""Whisper's forward passes on a CPU, in C (`kernels/`): packs weights, owns memory.
 
 Weights and activations are integers, with a scale per output and per row, so that sums are exact
 and no row depends on its neighbours. The decoder, which is bound by memory, has int8 weights and
@@ -33,7 +33,7 @@ MAX_ROWS = 64
 NARROW, BYTES, WIDE = range(3)
 """`Format` of kernels.h."""
 PARTS = ("convolution", "encoder", "cross K/V", "decoder step", "vocabulary projection")
-FOLDER = Path(__file__).resolve().parents[1] / "native"
+FOLDER = Path(__file__).resolve().parent / "kernels"
 
 Array = NDArray[Any]
 
