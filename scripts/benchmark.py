@@ -26,15 +26,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from whisper_byoc.benchmarking import (
-    BadInput,
-    Clip,
-    Result,
-    add_speedups,
-    parse_manifest,
-    select_clips,
-    summarise,
-)
+from whisper_bench.manifest import BadInput, Clip, parse_manifest, select_clips
+from whisper_bench.scoring import Result, add_speedups, summarise
 from whisper_byoc.errors import ServiceError
 from whisper_byoc.weights.accepting import find_weights
 

@@ -15,9 +15,9 @@ from scripts.live_benchmark import (
     stream_one,
     tell,
 )
-from whisper_byoc.benchmarking import Clip
+from whisper_bench.lags import Ending, compare_endings, percentile
+from whisper_bench.manifest import Clip
 from whisper_byoc.client import LiveClient
-from whisper_byoc.lags import Ending, compare_endings, percentile
 from whisper_byoc.transcript import Event, Final
 
 SHORTEST_SECONDS, LONGEST_SECONDS = 1.0, 12.0

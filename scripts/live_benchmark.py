@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
-from whisper_byoc.benchmarking import BadInput, Clip, word_error_rate
+from whisper_bench.lags import StreamLags, measure_lags, percentile
+from whisper_bench.manifest import BadInput, Clip
+from whisper_bench.scoring import word_error_rate
 from whisper_byoc.client import LiveClient
 from whisper_byoc.errors import ServiceError
-from whisper_byoc.lags import StreamLags, measure_lags, percentile
 from whisper_byoc.transcript import Event, Final, Partial, Word
 
 SAMPLE_RATE = 16_000

@@ -24,7 +24,7 @@ from scripts.live_benchmark import (
     tell,
     to_samples,
 )
-from whisper_byoc.benchmarking import BadInput, Clip
+from whisper_bench.manifest import BadInput, Clip
 from whisper_byoc.decode import FRAME_SAMPLES, DecodeRequest, Hypothesis
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.engine import load_models

@@ -10,7 +10,7 @@ import whisper_byoc
 PACKAGE = Path(whisper_byoc.__file__).parent
 # Modules and folders.
 PURE = {
-    "errors", "lags", "loops", "transcript", "decode", "settings", "jobs/options", "streaming",
+    "errors", "loops", "transcript", "decode", "settings", "jobs/options", "streaming",
     "audio/formats", "audio/content_types", "audio/sniffing", "audio/pcm", "audio/wav", "audio/mp4",
     "audio/body",
 }  # fmt: skip
@@ -31,8 +31,6 @@ ALLOWED = {
         "audio", "decode", "inference", "metrics", "settings", "streaming", "transcript", "trickle",
     },
     "client": {"audio", "transcript"},
-    "benchmarking": {"transcript"},
-    "lags": {"streaming", "transcript"},
     "orchestrator": {"audio", "jobs", "metrics", "settings", "transcript", "trickle"},
     "service": {"inference", "jobs", "metrics", "orchestrator", "settings"},
     "doors": {
@@ -44,7 +42,7 @@ ALLOWED = {
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # What is beside the package: it uses the package, and nothing uses it but the tests.
-SIBLINGS = [PACKAGE.parent / name for name in ("whisper_sim",)]
+SIBLINGS = [PACKAGE.parent / name for name in ("whisper_bench", "whisper_sim")]
 
 
 def layer_of(path: Path) -> str:

@@ -30,7 +30,7 @@ ServiceError
 │   └── Draining
 ├── CutOff                    a job was ended before its words were flushed
 ├── SlowReader                a reader of output fell behind what is kept
-├── NoAnswer                  registration.py: an orchestrator could not be asked
+├── NoAnswer                  orchestrator/registration.py: an orchestrator could not be asked
 ├── TrickleError              trickle/protocol.py: what other ends of a channel answer
 ├── ClientError               client.py: the server answered with an error or broke off
 ├── ProcessorError            a hosted processor failed on this input

@@ -1,20 +1,15 @@
-"""Which files a benchmark measures, and what the transcripts of a run are worth (pure)."""
+"""Which files a benchmark measures (pure)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from statistics import median
-from typing import Any, Final
-
-import jiwer
+from typing import Final
 
 from whisper_byoc.errors import ConfigurationError
 
 FILE_COLUMN: Final = "file"
 REFERENCE_COLUMN: Final = "reference text"
 _ENGLISH: Final = "en/"
-
-Normalise = Callable[[str], str]
 
 
 class BadInput(ConfigurationError):
@@ -39,19 +34,6 @@ class Clip:
     def is_foreign(self) -> bool:
         """Speech in a folder that is not `en/`; files without a folder are taken as English."""
         return bool(self.reference) and "/" in self.file and not self.file.startswith(_ENGLISH)
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What one run made of one clip; seconds has one item for each repeat."""
-
-    clip: Clip
-    text: str
-    seconds: tuple[float, ...]
-
-    @property
-    def median_seconds(self) -> float:
-        return median(self.seconds)
 
 
 def parse_manifest(text: str, name: str) -> list[Clip]:
@@ -103,56 +85,3 @@ def select_clips(clips: Sequence[Clip], prefixes: Sequence[str]) -> list[Clip]:
             f"the manifest has {len(clips)} files, expected some in {_ENGLISH} or a filter"
         )
     return chosen
-
-
-def summarise(
-    results: Sequence[Result], audio_seconds: float, normalise: Normalise
-) -> dict[str, Any]:
-    """One run in figures, for the report's JSON.
-
-    audio_seconds: of all clips together. normalise: makes references and hypotheses comparable.
-    Word error rates, in percent, are pooled: edits of all files over reference words of all. Clips
-    whose reference has no words count in `words_on_nonspeech` instead. None: no clip to tell from.
-    """
-    seconds = [result.median_seconds for result in results]
-    pairs = [(normalise(result.clip.reference), normalise(result.text)) for result in results]
-    looping = [
-        result.clip.file for result, pair in zip(results, pairs, strict=True) if is_loop(*pair)
-    ]
-    unsaid = [hypothesis for reference, hypothesis in pairs if not reference.split()]
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for result, pair in zip(results, pairs, strict=True):
-        if pair[0].split():
-            groups.setdefault(result.clip.group, []).append(pair)
-    return {
-        "rtf": round(sum(seconds) / audio_seconds, 5),
-        "wer": word_error_rate(pairs),
-        "loops": len(looping),
-        "looping_files": looping,
-        "words_on_nonspeech": sum(len(heard.split()) for heard in unsaid) if unsaid else None,
-        "seconds": round(sum(seconds), 3),
-        "median_seconds_per_file": round(median(seconds), 4),
-        "wer_by_group": {group: word_error_rate(groups[group]) for group in sorted(groups)},
-    }
-
-
-def word_error_rate(pairs: Sequence[tuple[str, str]]) -> float | None:
-    """Percent, pooled over (reference, hypothesis) pairs; None when no reference has words."""
-    spoken = [(reference, hypothesis) for reference, hypothesis in pairs if reference.split()]
-    if not spoken:
-        return None
-    references, hypotheses = map(list, zip(*spoken, strict=True))
-    return round(100 * float(jiwer.wer(references, hypotheses)), 2)
-
-
-def is_loop(reference: str, hypothesis: str) -> bool:
-    """Whether so much more was written than said that the decoder must have repeated itself."""
-    num_said, num_heard = len(reference.split()), len(hypothesis.split())
-    return num_said > 0 and num_heard > 1.5 * num_said + 3
-
-
-def add_speedups(runs: dict[str, dict[str, Any]], baseline: str) -> None:
-    """Total time of the run `baseline` over that of each, where it is one of them."""
-    if baseline in runs:
-        for run in runs.values():
-            run[f"speedup_over_{baseline}"] = round(runs[baseline]["seconds"] / run["seconds"], 2)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from whisper_byoc.lags import Ending, compare_endings, measure_lags, percentile
+from whisper_bench.lags import Ending, compare_endings, measure_lags, percentile
 from whisper_byoc.transcript import Event, Final, Partial, Word
 
 OFFLINE = (

@@ -4,17 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_byoc.benchmarking import (
-    BadInput,
-    Clip,
-    Result,
-    add_speedups,
-    is_loop,
-    parse_manifest,
-    select_clips,
-    summarise,
-    word_error_rate,
-)
+from whisper_bench.manifest import BadInput, Clip, parse_manifest, select_clips
+from whisper_bench.scoring import Result, add_speedups, is_loop, summarise, word_error_rate
 
 HEADER = "file\tseconds\treference text"
 CLIPS = [
