@@ -9,8 +9,8 @@ import torch
 import whisper
 from numpy.typing import NDArray
 
-from scripts.benchmark import read_audio
 from tests.conftest import MODELS, Speak
+from whisper_bench.files import read_audio
 from whisper_byoc.decode import DecodeRequest, Evidence, Hypothesis, Task
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.batched import BatchedModel, log_mel, silence_level, whole_words

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.benchmark import read_audio
 from tests.conftest import MODELS
+from whisper_bench.files import read_audio
 from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import DecodeRequest, Hypothesis, Rung, Trip
 from whisper_byoc.inference.batched import BatchedModel

@@ -6,17 +6,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from scripts.live_benchmark import (
-    SAMPLE_RATE,
-    Track,
-    hear_offline,
-    parse_options,
-    serve,
-    stream_one,
-    tell,
-)
+from rich.console import Console
+from rich.table import Table
+
 from whisper_bench.lags import Ending, compare_endings, percentile
+from whisper_bench.live import Track, hear_offline, parse_options, serve, stream_one
 from whisper_bench.manifest import Clip
+from whisper_bench.setup import Setup
+from whisper_bench.terminal import tell
+from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.client import LiveClient
 from whisper_byoc.transcript import Event, Final
 
@@ -29,7 +27,7 @@ def run_endings(
     trials: int,
     at_once: int,
     seed: int,
-    setup: Any,
+    setup: Setup,
     options: Sequence[str],
 ) -> dict[str, Any]:
     """What became of the last words. Raises BadInput, ClientError and NoServer."""
@@ -113,9 +111,6 @@ def _text(events: Sequence[tuple[float, Event]]) -> str:
 
 
 def show_endings(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table("last word", "streams")
     table.title = (
         f"{report['trials']} streams that end at random places, {report['at_once']} at once"

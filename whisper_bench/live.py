@@ -1,4 +1,7 @@
-"""The part of `benchmark.py live` that serves, streams and measures."""
+"""The part of `benchmark.py live` that serves, streams and measures.
+
+What brings torch is imported where it is used: the process that streams is to be without it.
+"""
 
 import asyncio
 import json
@@ -20,15 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
 from whisper_bench.lags import StreamLags, measure_lags, percentile
 from whisper_bench.manifest import BadInput, Clip
 from whisper_bench.scoring import word_error_rate
+from whisper_bench.setup import Setup
+from whisper_bench.terminal import cell, tell
+from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.client import LiveClient
 from whisper_byoc.errors import ServiceError
 from whisper_byoc.transcript import Event, Final, Partial, Word
 
-SAMPLE_RATE = 16_000
 CHUNK_SECONDS = 0.1
 GAP_SECONDS = 0.5
 START_SECONDS = 120
@@ -82,7 +88,7 @@ def run_live(
     counts: Sequence[int],
     num_tracks: int,
     seconds: float,
-    setup: Any,
+    setup: Setup,
     options: Sequence[str],
 ) -> dict[str, dict[str, Any]]:
     """Figures by number of streams. Every number hears `num_tracks` different streams, or its own
@@ -121,7 +127,7 @@ def join(clips: Sequence[Clip], audio: Sequence[bytes], count: int, seconds: flo
     return tracks
 
 
-def hear_offline(tracks: Sequence[Track], setup: Any) -> list[Track]:
+def hear_offline(tracks: Sequence[Track], setup: Setup) -> list[Track]:
     """In a process of its own, which is gone when streams are measured."""
     context = multiprocessing.get_context("spawn")
     tell("an offline pass, to know when words are spoken")
@@ -129,7 +135,7 @@ def hear_offline(tracks: Sequence[Track], setup: Any) -> list[Track]:
         return list(pool.submit(transcribe_tracks, list(tracks), setup).result())
 
 
-def transcribe_tracks(tracks: Sequence[Track], setup: Any) -> list[Track]:
+def transcribe_tracks(tracks: Sequence[Track], setup: Setup) -> list[Track]:
     """With what an offline pass made of them."""
     from whisper_byoc.inference.engine import load_models
     from whisper_byoc.inference.voice import VoiceModel
@@ -158,7 +164,7 @@ def to_samples(audio: bytes) -> NDArray[np.float32]:
 
 
 @contextmanager
-def serve(setup: Any) -> Iterator[tuple[str, int | None]]:
+def serve(setup: Setup) -> Iterator[tuple[str, int | None]]:
     """The URL of a service, and its process when it was started for this. Raises NoServer."""
     if setup.url:
         yield setup.url, None
@@ -338,9 +344,6 @@ ROWS = {
 
 
 def show_live(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table("streams", *report["streams"])
     table.title = f"{report['model']}, streams of {report['seconds']:.0f} s or more"
     table.caption = f"{report['machine']['cpu']}, {report['machine']['cores']} cores"
@@ -379,13 +382,3 @@ def draw(report: dict[str, Any], path: Path) -> None:
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def cell(value: Any) -> str:
-    if isinstance(value, dict):
-        return " / ".join(cell(it) for it in value.values())
-    return "–" if value is None else f"{value:.4g}"
-
-
-def tell(line: str) -> None:
-    print(f"benchmark: {line}", file=sys.stderr, flush=True)

@@ -13,18 +13,11 @@ from rich.console import Console
 from rich.progress import track as progress
 from rich.table import Table
 
-from scripts.live_benchmark import (
-    GAP_SECONDS,
-    ROWS,
-    SAMPLE_RATE,
-    Track,
-    cell,
-    hear_offline,
-    summarise_live,
-    tell,
-    to_samples,
-)
+from whisper_bench.live import GAP_SECONDS, ROWS, Track, hear_offline, summarise_live, to_samples
 from whisper_bench.manifest import BadInput, Clip
+from whisper_bench.setup import Setup
+from whisper_bench.terminal import cell, tell
+from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import FRAME_SAMPLES, DecodeRequest, Hypothesis
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.engine import load_models
@@ -46,7 +39,7 @@ def run_replay(
     seconds: float,
     half: str,
     latency: float,
-    setup: Any,
+    setup: Setup,
     options: Sequence[str],
 ) -> dict[str, Any]:
     """Figures over all streams and by folder. Raises BadInput.

@@ -1,0 +1,45 @@
+"""Manifests and recordings, from the disk."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ffmpeg
+
+from whisper_bench.manifest import BadInput, Clip, parse_manifest, select_clips
+from whisper_bench.terminal import tell
+from whisper_byoc.audio.ffmpeg import find_ffmpeg
+from whisper_byoc.audio.formats import SAMPLE_RATE
+
+
+def read_audio(path: Path) -> bytes:
+    """16 kHz mono int16, what openai-whisper makes of a file too. Raises BadInput."""
+    if not path.is_file():
+        raise BadInput(f"{path} is not there, expected the audio that the manifest names")
+    stream = ffmpeg.input(str(path.resolve())).output("pipe:", f="s16le", ac=1, ar=SAMPLE_RATE)
+    try:
+        audio, _ = stream.global_args("-nostdin", "-loglevel", "error").run(
+            cmd=find_ffmpeg(), capture_stdout=True, capture_stderr=True
+        )
+    except ffmpeg.Error as error:
+        said = error.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
+        raise BadInput(f"{path}: {said[-1]}, expected audio that ffmpeg can read") from error
+    if not audio:
+        raise BadInput(f"{path} has no samples, expected some")
+    return bytes(audio)
+
+
+def read_clips(manifest: Path, prefixes: Sequence[str], limit: int | None) -> list[Clip]:
+    """Raises BadInput."""
+    try:
+        clips = parse_manifest(manifest.read_text(encoding="utf-8"), str(manifest))
+    except (OSError, UnicodeDecodeError) as error:
+        problem = getattr(error, "strerror", None) or error
+        raise BadInput(f"cannot read {manifest}: {problem}, expected a table in UTF-8") from error
+    chosen = select_clips(clips, prefixes)
+    if not prefixes and (num_left_out := len(clips) - len(chosen)):
+        tell(f"{num_left_out} files in other languages are left out, a --filter can name them")
+    return chosen[:limit]
+
+
+def seconds_of(audio: Sequence[bytes]) -> float:
+    return sum(map(len, audio)) / 2 / SAMPLE_RATE

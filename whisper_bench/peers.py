@@ -1,0 +1,196 @@
+"""What is measured: this project, openai-whisper, faster-whisper, a running service.
+
+Each is loaded in a worker process, which imports this module: what is heavy is imported where it is
+used, so that the memory of a run is its own.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+
+from whisper_bench.setup import MODEL, Samples, Setup
+from whisper_byoc.audio.formats import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from whisper_byoc.inference.voice import VoiceRequest
+
+
+class Transcribe(Protocol):
+    """One run, loaded: recordings in, texts out, in order."""
+
+    def __call__(self, recordings: Sequence[Samples], /) -> list[str]: ...
+
+
+def load_ours(setup: Setup, engine: str = "") -> Transcribe:
+    """Recordings as a whole: voice activity, windows, decodes, word times."""
+    from whisper_byoc.inference.engine import load_models
+    from whisper_byoc.inference.voice import VoiceModel
+    from whisper_byoc.jobs.recordings import RecordingOptions, transcribe_recordings
+    from whisper_byoc.settings import Device, EngineKind, ModelSettings
+
+    prepare_torch(setup.threads)
+    [model] = load_models(
+        ModelSettings(
+            directory=setup.models_dir,
+            names=(MODEL,),
+            device=Device(setup.device),
+            engine=EngineKind(engine or setup.engine),
+            threads=setup.threads,
+        )
+    )
+    voice = VoiceModel()
+
+    class Ours:
+        seconds: ClassVar[dict[str, float]] = {"voice activity": 0.0}
+
+        def __call__(self, recordings: Sequence[Samples]) -> list[str]:
+            texts: list[list[str]] = [[] for _ in recordings]
+            blocks = [[samples] for samples in recordings]
+            found = transcribe_recordings(
+                model, self._probabilities, blocks, RecordingOptions(), setup.batch
+            )
+            for number, segment in found:
+                texts[number].append(segment.text)
+            return [" ".join(parts) for parts in texts]
+
+        def _probabilities(self, requests: "Sequence[VoiceRequest]") -> list[Samples]:
+            began = time.perf_counter()
+            result = voice.probabilities(requests)
+            self.seconds["voice activity"] += time.perf_counter() - began
+            return result
+
+        def profile(self) -> dict[str, float]:
+            return self.seconds | dict(getattr(model, "seconds", {}))
+
+    return Ours()
+
+
+def load_openai(setup: Setup) -> Transcribe:
+    """openai-whisper's `transcribe` as it comes."""
+    import whisper
+
+    prepare_torch(setup.threads)
+    model = whisper.load_model(str(setup.weights), device="cpu")
+    return one_by_one(
+        lambda samples: str(model.transcribe(samples, language="en", fp16=False)["text"])
+    )
+
+
+def one_by_one(transcribe: Callable[[Samples], str]) -> Transcribe:
+    return lambda recordings: [transcribe(samples) for samples in recordings]
+
+
+def load_openai_decode(setup: Setup) -> Transcribe:
+    """openai-whisper's `decode`: one window, greedily, without timestamps."""
+    import whisper
+
+    prepare_torch(setup.threads)
+    model = whisper.load_model(str(setup.weights), device="cpu")
+    options = whisper.DecodingOptions(
+        language="en", temperature=0.0, without_timestamps=True, fp16=False
+    )
+
+    def transcribe(samples: Samples) -> str:
+        mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(samples))
+        return str(whisper.decode(model, mel, options).text)
+
+    return one_by_one(transcribe)
+
+
+def load_faster_whisper(setup: Setup, beam_size: int) -> Transcribe:
+    """int8, everything but the beam as it comes."""
+    model = open_faster_whisper(setup)
+
+    def transcribe(samples: Samples) -> str:
+        segments, _ = model.transcribe(samples, language="en", beam_size=beam_size)
+        return "".join(segment.text for segment in segments)
+
+    return one_by_one(transcribe)
+
+
+def load_faster_whisper_batched(setup: Setup) -> Transcribe:
+    """Its pipeline for batches, which takes one recording: ours behind one another, a clip each."""
+    from faster_whisper import BatchedInferencePipeline
+
+    pipeline = BatchedInferencePipeline(open_faster_whisper(setup))
+
+    def transcribe(recordings: Sequence[Samples]) -> list[str]:
+        ends = np.cumsum([len(samples) for samples in recordings]) / SAMPLE_RATE
+        starts = [0.0, *ends[:-1].tolist()]
+        clips = [{"start": a, "end": b} for a, b in zip(starts, ends.tolist(), strict=True)]
+        segments, _ = pipeline.transcribe(
+            np.concatenate(recordings),
+            language="en",
+            beam_size=1,
+            vad_filter=False,
+            clip_timestamps=clips,
+            batch_size=setup.batch,
+        )
+        texts = [""] * len(recordings)
+        for segment in segments:
+            texts[int(np.searchsorted(ends, (segment.start + segment.end) / 2))] += segment.text
+        return texts
+
+    return transcribe
+
+
+def open_faster_whisper(setup: Setup) -> Any:
+    from faster_whisper import WhisperModel
+
+    return WhisperModel(
+        str(setup.ctranslate2_dir),
+        device="cpu",
+        compute_type="int8",
+        cpu_threads=setup.threads,
+        num_workers=1,
+        local_files_only=True,
+    )
+
+
+def load_server(setup: Setup) -> Transcribe:
+    """A running service, given each file as fast as it takes it."""
+    from whisper_byoc.client import LiveClient
+    from whisper_byoc.transcript import Format
+
+    async def whole(samples: Samples) -> AsyncIterator[bytes]:
+        yield (samples * 32768).astype("<i2").tobytes()
+
+    async def send(samples: Samples) -> str:
+        job_id = f"benchmark-{uuid.uuid4().hex[:12]}"
+        texts: list[str] = []
+        async with LiveClient(setup.url) as client:
+            await client.transcribe(
+                job_id, whole(samples), texts.append, output=Format.TEXT, content_type="audio/pcm"
+            )
+            await client.delete(job_id)
+        return "".join(texts)
+
+    async def send_all(recordings: Sequence[Samples]) -> list[str]:
+        return await asyncio.gather(*map(send, recordings))
+
+    return lambda recordings: asyncio.run(send_all(recordings))
+
+
+def prepare_torch(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)  # for the temperatures above 0 that a bad window is decoded with
+
+
+OURS, SERVER, BASELINE = "ours", "server", "openai"
+
+
+PEERS: dict[str, Callable[[Setup], Transcribe]] = {
+    "reference": lambda setup: load_ours(setup, "reference"),
+    BASELINE: load_openai,
+    "openai-decode": load_openai_decode,
+    "faster-whisper": lambda setup: load_faster_whisper(setup, beam_size=1),
+    "faster-whisper-beam5": lambda setup: load_faster_whisper(setup, beam_size=5),
+    "faster-whisper-batched": load_faster_whisper_batched,
+}
+LOADERS = {OURS: load_ours, SERVER: load_server, **PEERS}

@@ -1,0 +1,126 @@
+"""A process for each run, so that its memory and its threads are its own."""
+
+import multiprocessing
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whisper_bench.peers import LOADERS
+from whisper_bench.setup import Setup
+from whisper_byoc.errors import ServiceError
+
+
+class RunFailed(ServiceError):
+    """One run cannot go on, so there is nothing to compare."""
+
+    code = "run_failed"
+
+    def __init__(self, run: str, problem: str) -> None:
+        super().__init__(run, problem)
+        self.run, self.problem = run, problem
+
+    def __str__(self) -> str:
+        return f"run {self.run} failed: {self.problem}"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a worker sends back for clips given at once. profile: seconds by part since it was
+    loaded, where a run tells."""
+
+    texts: list[str]
+    seconds: float
+    profile: dict[str, float]
+    peak_rss_mb: float
+
+
+def work(run: str, setup: Setup, connection: Connection) -> None:
+    """A worker's life: load, then text for samples until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who then ends us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that libraries clean up
+    try:
+        began = time.perf_counter()
+        transcribe = LOADERS[run](setup)
+        connection.send(time.perf_counter() - began)
+        while True:
+            recordings = [
+                np.frombuffer(audio, dtype="<i2").astype(np.float32) / np.float32(32768)
+                for audio in connection.recv()
+            ]
+            began = time.perf_counter()
+            texts = transcribe(recordings)
+            seconds = time.perf_counter() - began
+            profile = transcribe.profile() if hasattr(transcribe, "profile") else {}
+            connection.send(Answer(texts, seconds, profile, peak_rss_mb()))
+    except (EOFError, BrokenPipeError):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # on our way out already
+    except Exception as error:  # whatever it is, the parent tells it with the run's name
+        connection.send(RunFailed(run, f"{type(error).__name__}: {error}"))
+
+
+def peak_rss_mb() -> float:
+    """Of this process, since its program began."""
+    try:
+        # Where there is /proc: what getrusage tells there begins with the parent's peak, which
+        # a process keeps when it starts another program.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    except FileNotFoundError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+class Worker:
+    """The parent's end of one run; `open_worker` starts it and ends it."""
+
+    def __init__(
+        self, run: str, process: multiprocessing.process.BaseProcess, connection: Connection
+    ) -> None:
+        self.run = run
+        self._process, self._connection = process, connection
+        self.load_seconds: float = self._receive()
+        self.peak_rss_mb = 0.0
+        self.profile: dict[str, float] = {}
+
+    def transcribe(self, recordings: Sequence[bytes]) -> Answer:
+        """Raises RunFailed. recordings: each 16 kHz mono int16."""
+        with suppress(BrokenPipeError):  # `_receive` tells what became of it
+            self._connection.send(recordings)
+        answer: Answer = self._receive()
+        self.peak_rss_mb, self.profile = answer.peak_rss_mb, answer.profile
+        return answer
+
+    def _receive(self) -> Any:
+        try:
+            answer = self._connection.recv()
+        except (EOFError, ConnectionError) as error:
+            self._process.join()
+            status = self._process.exitcode
+            raise RunFailed(self.run, f"its worker ended with exit status {status}") from error
+        if isinstance(answer, RunFailed):
+            raise answer
+        return answer
+
+
+@contextmanager
+def open_worker(run: str, setup: Setup) -> Iterator[Worker]:
+    """A loaded worker; at exit its process is gone, whatever it was doing."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(run, setup, theirs), name=run, daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield Worker(run, process, ours)
+    finally:
+        ours.close()
+        process.terminate()
+        process.join()
