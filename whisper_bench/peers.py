@@ -183,8 +183,6 @@ def prepare_torch(threads: int) -> None:
 
 
 OURS, SERVER, BASELINE = "ours", "server", "openai"
-
-
 PEERS: dict[str, Callable[[Setup], Transcribe]] = {
     "reference": lambda setup: load_ours(setup, "reference"),
     BASELINE: load_openai,
