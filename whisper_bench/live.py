@@ -44,9 +44,9 @@ class NoServer(ServiceError):
     """The service that was to be measured did not start."""
 
     code = "no_server"
+    text = "the service did not start: {problem}"
 
-    def __str__(self) -> str:
-        return f"the service did not start: {self.args[0]}"
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)

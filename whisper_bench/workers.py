@@ -23,13 +23,10 @@ class RunFailed(ServiceError):
     """One run cannot go on, so there is nothing to compare."""
 
     code = "run_failed"
+    text = "run {run} failed: {problem}"
 
-    def __init__(self, run: str, problem: str) -> None:
-        super().__init__(run, problem)
-        self.run, self.problem = run, problem
-
-    def __str__(self) -> str:
-        return f"run {self.run} failed: {self.problem}"
+    run: str
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,13 +22,13 @@ class ClientError(ServiceError):
     """The server answered with an error, or could not be reached, or broke off."""
 
     code = "client_error"
+    text = "{message} (HTTP {status})"
 
-    def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
-        self.message, self.status = message, status
+    message: str
+    status: int | None = None
 
     def __str__(self) -> str:
-        return self.message if self.status is None else f"{self.message} (HTTP {self.status})"
+        return self.message if self.status is None else super().__str__()
 
 
 class TrickleClient:

@@ -38,26 +38,56 @@ ServiceError
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import dataclass
+from string import Formatter
+from typing import Any, ClassVar, dataclass_transform
+
+RETRY_AFTER_SECONDS = 5
+"""What callers are told who may try again when a job has ended."""
+_MAX_SHOWN = 160
+"""Characters of what a caller sent that a text repeats."""
 
 
+class _Texts(Formatter):
+    """As `str.format`, where `!r` and `!s` shorten what they show, and sequences have commas."""
+
+    def convert_field(self, value: Any, conversion: str | None) -> Any:
+        return super().convert_field(value[:_MAX_SHOWN] if conversion else value, conversion)
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        shown = ", ".join(value) if isinstance(value, tuple | list) else value
+        return format(shown, format_spec)
+
+
+@dataclass_transform(eq_default=False)
 class ServiceError(Exception):
-    """Root of the tree. `code` is the stable word that answers and error events carry."""
+    """Root of the tree. `code` is the stable word that answers and error events carry.
+
+    Annotated names are the fields of an error, as in a dataclass: the constructor takes them and
+    `text` names them in braces. `{found!r}` shows what a caller sent, shortened.
+    """
 
     code: ClassVar[str] = "internal_error"
+    text: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(eq=False)(cls)
+
+    def __str__(self) -> str:
+        return _Texts().format(self.text, **vars(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled by its fields, however it was constructed."""
+        return type(self).__new__, (type(self),), vars(self)
 
 
 class ConfigurationError(ServiceError):
     """The operator has to mend the configuration; `message` says what and how."""
 
     code = "configuration"
+    text = "{message}"
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
+    message: str
 
 
 class MissingModel(ConfigurationError):
@@ -67,8 +97,7 @@ class MissingModel(ConfigurationError):
 
     def __init__(self, model: str, problem: str) -> None:
         super().__init__(f"model {model}: {problem}, run: python scripts/bake_model.py {model}")
-        self.model = model
-        self.problem = problem
+        self.model, self.problem = model, problem
 
 
 class RequestError(ServiceError):
@@ -79,168 +108,126 @@ class RequestError(ServiceError):
 
 class InvalidJobId(RequestError):
     code = "invalid_job_id"
+    text = (
+        "job id is {job_id!r}, expected 1 to 128 characters of A-Z a-z 0-9 . _ ~ -"
+        " that are not all dots"
+    )
 
-    def __init__(self, job_id: str) -> None:
-        super().__init__(job_id)
-        self.job_id = job_id
-
-    def __str__(self) -> str:
-        return (
-            f"job id is {self.job_id[:160]!r}, expected 1 to 128 characters of A-Z a-z 0-9 . _ ~ -"
-            " that are not all dots"
-        )
+    job_id: str
 
 
 class InvalidOption(RequestError):
     """An option of a request has a value that cannot be used."""
 
     code = "invalid_option"
+    text = "{name} is {found!r}, expected {expected}"
 
-    def __init__(self, name: str, found: str, expected: str) -> None:
-        super().__init__(name, found, expected)
-        self.name, self.found, self.expected = name, found, expected
-
-    def __str__(self) -> str:
-        return f"{self.name} is {self.found[:160]!r}, expected {self.expected}"
+    name: str
+    found: str
+    expected: str
 
 
 class UnknownModel(RequestError):
     code = "unknown_model"
+    text = "model is {found!r}, expected one that is served: {served}"
 
-    def __init__(self, found: str, served: Sequence[str]) -> None:
-        super().__init__(found, served)
-        self.found, self.served = found, tuple(served)
-
-    def __str__(self) -> str:
-        return (
-            f"model is {self.found[:160]!r}, expected one that is served: {', '.join(self.served)}"
-        )
+    found: str
+    served: Sequence[str]
 
 
 class UnknownJob(RequestError):
     code = "unknown_job"
+    text = "no job {job_id}, expected one that has received audio and is not forgotten"
 
-    def __init__(self, job_id: str) -> None:
-        super().__init__(job_id)
-        self.job_id = job_id
-
-    def __str__(self) -> str:
-        return f"no job {self.job_id}, expected one that has received audio and is not forgotten"
+    job_id: str
 
 
 class JobEnded(RequestError):
     code = "job_ended"
+    text = (
+        "job {job_id} has ended, expected one that takes audio: DELETE /live/{job_id} forgets it,"
+        " or use another job id"
+    )
 
-    def __init__(self, job_id: str) -> None:
-        super().__init__(job_id)
-        self.job_id = job_id
-
-    def __str__(self) -> str:
-        return (
-            f"job {self.job_id} has ended, expected one that takes audio:"
-            f" DELETE /live/{self.job_id} forgets it, or use another job id"
-        )
+    job_id: str
 
 
 class JobExists(RequestError):
     code = "job_exists"
+    text = "job {job_id} exists, expected a new id, or a message of type options"
 
-    def __init__(self, job_id: str) -> None:
-        super().__init__(job_id)
-        self.job_id = job_id
-
-    def __str__(self) -> str:
-        return f"job {self.job_id} exists, expected a new id, or a message of type options"
+    job_id: str
 
 
 class SourceBusy(RequestError):
     code = "source_busy"
+    text = "job {job_id} is receiving another body, expected one source at a time"
 
-    def __init__(self, job_id: str) -> None:
-        super().__init__(job_id)
-        self.job_id = job_id
-
-    def __str__(self) -> str:
-        return f"job {self.job_id} is receiving another body, expected one source at a time"
+    job_id: str
 
 
 class BodyTooLarge(RequestError):
     code = "body_too_large"
+    text = "body has at least {found} bytes, expected at most {limit}"
 
-    def __init__(self, found: int, limit: int) -> None:
-        super().__init__(found, limit)
-        self.found, self.limit = found, limit
-
-    def __str__(self) -> str:
-        return f"body has at least {self.found} bytes, expected at most {self.limit}"
+    found: int
+    limit: int
 
 
 class UnsupportedAudio(RequestError):
     """The bytes are not audio that can be decoded, or not what their type says."""
 
     code = "unsupported_audio"
+    text = "audio is {found}, expected {expected}"
 
-    def __init__(self, found: str, expected: str) -> None:
-        super().__init__(found, expected)
-        self.found, self.expected = found, expected
-
-    def __str__(self) -> str:
-        return f"audio is {self.found}, expected {self.expected}"
+    found: str
+    expected: str
 
 
 class NoAudio(RequestError):
     code = "no_audio"
+    text = "body has had no byte for {seconds:g} s, expected audio or an empty body"
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(seconds)
-        self.seconds = seconds
-
-    def __str__(self) -> str:
-        return f"body has had no byte for {self.seconds:g} s, expected audio or an empty body"
+    seconds: float
 
 
 class BadMessage(RequestError):
     """A body that is not the message that this path takes."""
 
     code = "bad_message"
+    text = "body is {found!s}, expected {expected}"
 
-    def __init__(self, found: str, expected: str) -> None:
-        super().__init__(found, expected)
-        self.found, self.expected = found, expected
-
-    def __str__(self) -> str:
-        return f"body is {self.found[:160]}, expected {self.expected}"
+    found: str
+    expected: str
 
 
 class UnknownStream(RequestError):
-    code = "unknown_stream"
+    """`found`: the id that was named, or None."""
 
-    def __init__(self, found: str | None, running: int) -> None:
-        super().__init__(found, running)
-        self.found, self.running = found, running
+    code = "unknown_stream"
+    text = "no stream {found!r} is running, expected one that was started"
+
+    found: str | None
+    running: int
 
     def __str__(self) -> str:
         if self.found is None:
             return f"no stream is named and {self.running} are running, expected X-Stream-Id"
-        return f"no stream {self.found[:160]!r} is running, expected one that was started"
+        return super().__str__()
 
 
 class ForbiddenUrl(RequestError):
     code = "forbidden_url"
+    text = "{name} is {found!r}, expected {expected}"
 
-    def __init__(self, name: str, found: str, expected: str) -> None:
-        super().__init__(name, found, expected)
-        self.name, self.found, self.expected = name, found, expected
-
-    def __str__(self) -> str:
-        return f"{self.name} is {self.found[:160]!r}, expected {self.expected}"
+    name: str
+    found: str
+    expected: str
 
 
 class Unauthorized(RequestError):
     code = "unauthorized"
-
-    def __str__(self) -> str:
-        return "Authorization has no valid token, expected Bearer and the token of registration"
+    text = "Authorization has no valid token, expected Bearer and the token of registration"
 
 
 class Unavailable(ServiceError):
@@ -248,101 +235,75 @@ class Unavailable(ServiceError):
 
     code = "unavailable"
 
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(retry_after)
-        self.retry_after = retry_after
+    retry_after: int
 
 
 class NotReady(Unavailable):
     """`problem`: why it never will be; None while it still may."""
 
     code = "not_ready"
+    text = "the model is still loading, expected GET /ready to answer 200 first"
 
-    def __init__(self, retry_after: int, problem: ServiceError | None = None) -> None:
-        super().__init__(retry_after)
-        self.problem = problem
+    problem: ServiceError | None = None
 
     def __str__(self) -> str:
         if self.problem is not None:
             return f"the service could not start: {self.problem}"
-        return "the model is still loading, expected GET /ready to answer 200 first"
+        return super().__str__()
 
 
 class TooManyJobs(Unavailable):
     code = "too_many_jobs"
+    text = "{running} jobs are running, which is the limit: expected one of them to end"
 
-    def __init__(self, retry_after: int, running: int) -> None:
-        super().__init__(retry_after)
-        self.running = running
-
-    def __str__(self) -> str:
-        return f"{self.running} jobs are running, which is the limit: expected one of them to end"
+    running: int
 
 
 class StreamExists(Unavailable):
     code = "stream_exists"
+    text = "stream {stream_id!r} is running, expected it to be stopped first"
 
-    def __init__(self, retry_after: int, stream_id: str) -> None:
-        super().__init__(retry_after)
-        self.stream_id = stream_id
-
-    def __str__(self) -> str:
-        return f"stream {self.stream_id[:160]!r} is running, expected it to be stopped first"
+    stream_id: str
 
 
 class Draining(Unavailable):
     code = "draining"
-
-    def __str__(self) -> str:
-        return "the service is shutting down, expected no new jobs"
+    text = "the service is shutting down, expected no new jobs"
 
 
 class CutOff(ServiceError):
     """The service could not wait any longer for this job."""
 
     code = "cut_off"
-
-    def __str__(self) -> str:
-        return "the job was cut off before every word was final, expected its end to be waited for"
+    text = "the job was cut off before every word was final, expected its end to be waited for"
 
 
 class SlowReader(ServiceError):
     """A reader of output fell further behind than the job keeps its finals."""
 
     code = "slow_reader"
+    text = "reader has missed {missed} events, expected it to keep up with the job"
 
-    def __init__(self, missed: int) -> None:
-        super().__init__(missed)
-        self.missed = missed
-
-    def __str__(self) -> str:
-        return f"reader has missed {self.missed} events, expected it to keep up with the job"
+    missed: int
 
 
 class ProcessorError(ServiceError):
     """A hosted processor failed on one input; other inputs are not concerned."""
 
     code = "processor_failed"
+    text = "processor {processor}: {problem}"
 
-    def __init__(self, processor: str, problem: str) -> None:
-        super().__init__(processor, problem)
-        self.processor, self.problem = processor, problem
-
-    def __str__(self) -> str:
-        return f"processor {self.processor}: {self.problem}"
+    processor: str
+    problem: str
 
 
 class DecodeError(ServiceError):
     """Inference failed on one request; other requests are not concerned."""
 
     code = "decode_failed"
+    text = "decoding failed: {problem}"
 
-    def __init__(self, problem: str) -> None:
-        super().__init__(problem)
-        self.problem = problem
-
-    def __str__(self) -> str:
-        return f"decoding failed: {self.problem}"
+    problem: str
 
 
 def first_of(group: BaseExceptionGroup[ServiceError]) -> ServiceError:

@@ -40,13 +40,9 @@ class NoAnswer(ServiceError):
     """An orchestrator could not be asked, or has not answered."""
 
     code = "no_answer"
+    text = "{problem}"
 
-    def __init__(self, problem: str) -> None:
-        super().__init__(problem)
-        self.problem = problem
-
-    def __str__(self) -> str:
-        return self.problem
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,13 +29,10 @@ class TrickleError(ServiceError):
     """A channel cannot be used any longer; `url` names it."""
 
     code = "trickle_failed"
+    text = "channel {url}: {problem}"
 
-    def __init__(self, url: str, problem: str) -> None:
-        super().__init__(url, problem)
-        self.url, self.problem = url, problem
-
-    def __str__(self) -> str:
-        return f"channel {self.url}: {self.problem}"
+    url: str
+    problem: str
 
 
 class ChannelEnded(TrickleError):
