@@ -1,4 +1,4 @@
-# `make run` and `make test` need Python 3.11 or newer and a C compiler, and nothing else prepared.
+# `make run` and `make test` need Python 3.11.4 or newer and a C compiler, and nothing else prepared.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +16,7 @@ help:  ## what can be made
 # torch comes with what its own build asks for; openai-whisper without triton, which only its CUDA
 # build uses and torch's CUDA build brings along.
 $(VENV)/installed: constraints.txt constraints-dev.txt pyproject.toml $(wildcard whisper_byoc/inference/kernels/*.[ch])
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "Python 3.11.4 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --no-deps --requirement constraints.txt --requirement constraints-dev.txt

@@ -1,8 +1,10 @@
-"""What every error says, and what it carries."""
+"""What every error says and carries, and what comes out of a task group when something fails."""
 
+import asyncio
 import copy
 import pickle
-from collections.abc import Iterator
+import traceback
+from collections.abc import Awaitable, Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from whisper_byoc import errors
 from whisper_byoc.client import ClientError
-from whisper_byoc.errors import ServiceError
+from whisper_byoc.errors import Draining, ProcessorError, ServiceError, bare_errors
 from whisper_byoc.orchestrator.registration import NoAnswer
 from whisper_byoc.trickle.protocol import ChannelEnded, TrickleError
 from whisper_byoc.weights.accepting import InvalidManifest
@@ -201,3 +203,67 @@ def test_every_error_has_its_place_in_the_tree_and_a_code_of_its_own() -> None:
     assert len({cls.code for cls in own}) == len(own)
     below = [cls.__name__ for cls in own if cls is not ChannelEnded]
     assert [name for name in below if f"─ {name}" not in str(errors.__doc__)] == []
+
+
+async def fail_with(error: BaseException) -> None:
+    raise error
+
+
+async def in_a_group(*errors: BaseException) -> None:
+    async with bare_errors(), asyncio.TaskGroup() as group:
+        for error in errors:
+            group.create_task(fail_with(error))
+
+
+async def in_groups_of_groups(*errors: BaseException) -> None:
+    async with bare_errors(), asyncio.TaskGroup() as group:
+        group.create_task(_nested(*errors))
+
+
+async def _nested(*errors: BaseException) -> None:
+    async with asyncio.TaskGroup() as group:
+        for error in errors:
+            group.create_task(fail_with(error))
+
+
+async def without_a_group(error: BaseException) -> None:
+    async with bare_errors():
+        raise error
+
+
+Failing = Callable[[BaseException], Awaitable[None]]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("failing", [in_a_group, in_groups_of_groups, without_a_group])
+async def test_a_service_error_comes_out_by_itself(failing: Failing) -> None:
+    error = Draining(3)
+    with pytest.raises(Draining) as caught:
+        await failing(error)
+    assert caught.value is error
+
+
+@pytest.mark.anyio
+async def test_of_several_the_first_comes_out() -> None:
+    first = Draining(1)
+    with pytest.raises(Draining) as caught:
+        await in_a_group(first, Draining(2))
+    assert caught.value is first
+
+
+@pytest.mark.anyio
+async def test_what_an_error_came_from_is_still_told() -> None:
+    error = ProcessorError("p", "it failed")
+    error.__cause__ = ValueError("the cause")
+    with pytest.raises(ProcessorError) as caught:
+        await in_a_group(error)
+    told = "".join(traceback.format_exception(caught.value))
+    assert "ValueError: the cause" in told
+    assert "ExceptionGroup" not in told
+
+
+@pytest.mark.anyio
+async def test_a_fault_of_our_own_stays_in_its_group() -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        await in_a_group(ValueError("a fault"))
+    assert caught.group_contains(ValueError, match="a fault")

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import aiohttp
 
-from whisper_byoc.errors import ServiceError, first_of
+from whisper_byoc.errors import ServiceError, bare_errors
 from whisper_byoc.transcript import Format
 
 _CONNECT_SECONDS = 10.0
@@ -117,15 +117,9 @@ class LiveClient:
         first bytes. options: query parameters of the source, such as `language`.
         Raises ClientError.
         """
-        failure: ServiceError | None = None
-        try:
-            async with asyncio.TaskGroup() as group:
-                sending = group.create_task(self.send(job_id, audio, content_type, **options))
-                group.create_task(self._receive(job_id, output, receive))
-        except* ClientError as errors:
-            failure = first_of(errors)
-        if failure is not None:  # Python before 3.11.4 would wrap what an except* block raises
-            raise failure
+        async with bare_errors(), asyncio.TaskGroup() as group:
+            sending = group.create_task(self.send(job_id, audio, content_type, **options))
+            group.create_task(self._receive(job_id, output, receive))
         return sending.result()
 
     async def send(

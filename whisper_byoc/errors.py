@@ -37,7 +37,8 @@ ServiceError
 └── DecodeError               inference failed on this request
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from string import Formatter
 from typing import Any, ClassVar, dataclass_transform
@@ -306,7 +307,18 @@ class DecodeError(ServiceError):
     problem: str
 
 
-def first_of(group: BaseExceptionGroup[ServiceError]) -> ServiceError:
-    """The first error of a task group's group, however deep."""
+@asynccontextmanager
+async def bare_errors() -> AsyncIterator[None]:
+    """Around a task group: a ServiceError in its group comes out by itself, the first if there are
+    several, so that callers catch it as they would without tasks."""
+    try:
+        yield
+    except* ServiceError as errors:
+        first = first_of(errors)
+        raise first from first.__cause__
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error in a task group's group, however deep."""
     first = group.exceptions[0]
     return first_of(first) if isinstance(first, BaseExceptionGroup) else first

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from enum import StrEnum
 
-from whisper_byoc.errors import NotReady, ServiceError, first_of
+from whisper_byoc.errors import NotReady, ServiceError, bare_errors
 from whisper_byoc.inference.engine import Engine, open_engine
 from whisper_byoc.inference.voice import open_voice_activity
 from whisper_byoc.jobs.feeds import Feeds
@@ -136,7 +136,7 @@ class Service:
     async def _run(self) -> None:
         began = time.monotonic()
         try:
-            async with AsyncExitStack() as stack:
+            async with bare_errors(), AsyncExitStack() as stack:
                 kind = await self._open_kind(stack)
                 jobs = Jobs(kind, self.settings, self.metrics)
                 await stack.enter_async_context(jobs.serve())
@@ -147,8 +147,8 @@ class Service:
                 self._log_ready(kind, time.monotonic() - began)
                 self._settled.set()
                 await self._announce(kind)
-        except* ServiceError as errors:
-            self.failure = first_of(errors)
+        except ServiceError as error:
+            self.failure = error
             logger.error("not ready: %s", self.failure)
             self._settled.set()
 

@@ -27,7 +27,7 @@ from whisper_byoc.errors import (
     Draining,
     ServiceError,
     UnknownModel,
-    first_of,
+    bare_errors,
 )
 from whisper_byoc.jobs.job import Job
 from whisper_byoc.jobs.options import JobOptions, Options
@@ -83,19 +83,15 @@ class Exchange:
         self._check_model()
         check_encoding(self._request)
         check_length(self._request, self._limit)
-        failure: ServiceError | None = None
-        try:
-            async with asyncio.TaskGroup() as group:
-                self._start(group, self._incoming.watch())
-                await self._answer(group)
-                for task in self._tasks:
-                    task.cancel()
-        except* Vanished:
-            pass  # nobody is left to be told
-        except* ServiceError as errors:
-            failure = first_of(errors)
-        if failure is not None:  # Python before 3.11.4 would wrap what an except* block raises
-            raise failure
+        async with bare_errors():
+            try:
+                async with asyncio.TaskGroup() as group:
+                    self._start(group, self._incoming.watch())
+                    await self._answer(group)
+                    for task in self._tasks:
+                        task.cancel()
+            except* Vanished:
+                pass  # nobody is left to be told
 
     def _start(self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(group.create_task(work))

@@ -17,11 +17,10 @@ from whisper_byoc.errors import (
     InvalidOption,
     JobExists,
     NoAudio,
-    ServiceError,
     SlowReader,
     UnknownModel,
     UnsupportedAudio,
-    first_of,
+    bare_errors,
 )
 from whisper_byoc.jobs.eventlog import EventLog
 from whisper_byoc.jobs.job import Job, check_job_id
@@ -214,17 +213,11 @@ async def while_connected(request: Request, waiting: Coroutine[Any, Any, T]) -> 
             pass
         waiter.cancel()
 
-    failure: ServiceError | None = None
-    try:
-        async with asyncio.TaskGroup() as group:
-            searching = group.create_task(waiting)
-            watching = group.create_task(watch(searching))
-            await asyncio.wait({searching})
-            watching.cancel()
-    except* ServiceError as errors:
-        failure = first_of(errors)
-    if failure is not None:  # Python before 3.11.4 would wrap what an except* block raises
-        raise failure
+    async with bare_errors(), asyncio.TaskGroup() as group:
+        searching = group.create_task(waiting)
+        watching = group.create_task(watch(searching))
+        await asyncio.wait({searching})
+        watching.cancel()
     return None if searching.cancelled() else searching.result()
 
 

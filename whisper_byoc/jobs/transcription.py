@@ -18,7 +18,7 @@ from whisper_byoc.errors import (
     JobEnded,
     ServiceError,
     UnsupportedAudio,
-    first_of,
+    bare_errors,
 )
 from whisper_byoc.inference.engine import Engine
 from whisper_byoc.inference.voice import VoiceActivity, VoiceState
@@ -194,19 +194,14 @@ class Transcription(Job):
                 await asyncio.wait({pumping})
                 await source.send_eof()
 
-            failure: ServiceError | None = None
             try:
-                async with asyncio.TaskGroup() as group:
+                async with bare_errors(), asyncio.TaskGroup() as group:
                     self._pump = group.create_task(pump())
                     group.create_task(finish(self._pump))
                     async for samples in source:
                         await self._take(samples)
-            except* ServiceError as errors:
-                failure = first_of(errors)
             finally:
                 self._pump = None
-            if failure is not None:  # Python before 3.11.4 would wrap what an except* block raises
-                raise failure
             self._carry = source.carry
             if isinstance(source.format, Pcm):
                 self._raw_format = source.format
