@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from whisper_byoc import errors
 from whisper_byoc.doors import batch, live, segments, socket, system, worker
 from whisper_byoc.doors.errors import answer_error, error_document
+from whisper_byoc.doors.requests import Vanished, answer_vanished
 from whisper_byoc.service import Service
 
 SESSION_HEADER = "Livepeer-Session-Id"
@@ -39,7 +40,11 @@ def build_app(service: Service) -> Starlette:
         ],
         middleware=[Middleware(Slashes), Middleware(RunnerSessions, service=service)],
         lifespan=lifespan,
-        exception_handlers={errors.ServiceError: answer_error, HTTPException: answer_http_error},
+        exception_handlers={
+            errors.ServiceError: answer_error,
+            HTTPException: answer_http_error,
+            Vanished: answer_vanished,
+        },
     )
     # A redirect would name a path that lacks what a proxy in front of us adds.
     app.router.redirect_slashes = False

@@ -1,28 +1,33 @@
 """A trickle server over HTTP, as an orchestrator has one: channels by name, to post to and read."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
+from whisper_byoc.doors.requests import Vanished, answer_vanished, while_connected
+from whisper_byoc.doors.trickle import (
+    LAST,
+    answer_next,
+    answer_post,
+    invalid_seq,
+    no_channel,
+    no_segment,
+    refusal,
+)
 from whisper_byoc.trickle.channel import NEXT, Segment
 from whisper_byoc.trickle.local import LocalChannel
 from whisper_byoc.trickle.protocol import (
     CLOSED,
     EXPECT_CONTENT,
     LATEST,
-    NO_SEGMENT,
     SEQ,
     TERMINATED,
     parse_seq,
 )
-from whisper_byoc.trickle.server import answer_next, answer_post
-
-_LAST = {"Connection": "close"}
-"""For answers that come before a body was read, or in its place."""
 
 
 class Refused(Exception):
@@ -41,13 +46,14 @@ async def answer_get(request: Request, channel: LocalChannel, asked: int) -> Res
     latest = channel.next_write
     segment = channel.find(asked)
     if segment is None:
-        headers = {LATEST: str(latest), SEQ: str(channel.resolve(asked))}
-        return Response("Entry not found\n", NO_SEGMENT, headers, "text/plain")
+        return no_segment(channel.resolve(asked), latest)
     headers = {SEQ: str(segment.seq)}
     if latest != segment.seq:
         headers[LATEST] = str(latest)
-    if not await _while_connected(request, _has_begun(channel, segment)):
-        return Response(status_code=499)
+    try:
+        await while_connected(request, _has_begun(channel, segment))
+    except Vanished as error:
+        return await answer_vanished(request, error)
     if not len(segment):
         if channel.closed:
             headers[CLOSED] = TERMINATED
@@ -124,7 +130,7 @@ class TrickleServer:
         name = request.path_params["name"]
         if request.method == "DELETE":
             if name not in self.channels:
-                return _text("Invalid stream", 400)
+                return refusal("Invalid stream", 400)
             return _asked(self._before_delete, name) or self._deleted(name)
         if name in self.channels:
             return Response()
@@ -133,39 +139,39 @@ class TrickleServer:
     async def _segment(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in self.channels:
-            refusal = self._missing(request, name)
-            if refusal is not None:
-                return refusal
+            refused = self._missing(request, name)
+            if refused is not None:
+                return refused
         seq = parse_seq(request.path_params["seq"])
         channel = self.channels[name]
         if seq is None or (request.method == "POST" and seq < NEXT):
-            return _text("Invalid idx", 400)
+            return invalid_seq()
         if request.method == "DELETE":
-            return Response() if channel.delete(seq) else _text("Nonexistent segment", 400)
+            return Response() if channel.delete(seq) else refusal("Nonexistent segment", 400)
         if request.method == "POST":
             return await answer_post(request, channel, seq)
         return await answer_get(request, channel, seq)
 
     async def _next(self, request: Request) -> Response:
         channel = self.channels.get(request.path_params["name"])
-        return _text("Stream not found", 404) if channel is None else answer_next(channel)
+        return no_channel() if channel is None else answer_next(channel.next_write)
 
     def _missing(self, request: Request, name: str) -> Response | None:
         """The refusal of a segment whose channel is missing; None when it is there now."""
         if request.method != "POST":
-            return _text("Stream not found", 404)
+            return no_channel()
         if not self._autocreate:
-            return _text("Stream not found", 404, _LAST)
+            return no_channel(LAST)
         return self._created(name, request.headers.get("Content-Type", ""))
 
     def _created(self, name: str, mime: str) -> Response | None:
         """The refusal to make a channel; None when it was made."""
         if not self._autocreate:
-            return _text("Stream not found", 404)
-        refusal = _asked(self._before_create, name)
-        if refusal is None:
+            return no_channel()
+        refused = _asked(self._before_create, name)
+        if refused is None:
             self.create(name, mime)
-        return refusal
+        return refused
 
     def _deleted(self, name: str) -> Response:
         self.delete(name)
@@ -178,33 +184,12 @@ def _asked(hook: Hook | None, name: str) -> Response | None:
     try:
         hook(name)
     except Refused as refused:
-        return _text(refused.text, refused.status if 400 <= refused.status < 500 else 400)
+        return refusal(refused.text, refused.status if 400 <= refused.status < 500 else 400)
     except Exception as error:  # a hook is not ours, and its fault is an answer
-        return _text(str(error), 500)
+        return refusal(str(error), 500)
     return None
-
-
-def _text(text: str, status: int, headers: dict[str, str] | None = None) -> Response:
-    return Response(text + "\n", status, headers, "text/plain")
 
 
 async def _has_begun(channel: LocalChannel, segment: Segment) -> None:
     while not (len(segment) or segment.closed):
         await channel.changes.wait()
-
-
-async def _while_connected(request: Request, waiting: Awaitable[None]) -> bool:
-    """Wait; False when the client closes the connection first."""
-
-    async def disconnect() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    waiter, watcher = asyncio.ensure_future(waiting), asyncio.ensure_future(disconnect())
-    try:
-        await asyncio.wait({waiter, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        return waiter.done()
-    finally:
-        waiter.cancel()
-        watcher.cancel()
-        await asyncio.gather(waiter, watcher, return_exceptions=True)

@@ -20,9 +20,8 @@ from whisper_byoc.orchestrator.messages import (
     data_line,
     heartbeat_event,
     known_options,
-    parse_control,
-    parse_object,
     parse_start,
+    parse_update,
     status_event,
     wrapped,
 )
@@ -214,18 +213,13 @@ def test_ids_that_differ_in_odd_characters_stay_apart() -> None:
     ],
 )
 def test_a_control_message_is(body: bytes, values: dict[str, Any] | None) -> None:
-    assert parse_control(body) == values
+    assert parse_update(body) == values
 
 
 @pytest.mark.parametrize("body", [b"", b"keep", b"[]", b"3", b'{"a":1}{"b":2}'])
 def test_no_control_message_is(body: bytes) -> None:
     with pytest.raises(BadMessage):
-        parse_control(body)
-
-
-def test_an_error_says_what_was_found_and_expected() -> None:
-    with pytest.raises(BadMessage, match=r"empty, expected a JSON object such as \{\}"):
-        parse_object(b"", "{}")
+        parse_update(body)
 
 
 def test_a_job_is_told_the_options_it_knows() -> None:

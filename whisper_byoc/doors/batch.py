@@ -18,9 +18,17 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from whisper_byoc.doors.dialects import Dialect, OpenAi, Pipeline, Plain, Reply
-from whisper_byoc.doors.errors import check_token, error_headers, status_of
-from whisper_byoc.doors.live import MODEL_HEADER, check_encoding, check_length, model_header
-from whisper_byoc.doors.uploads import Fields, Incoming, Upload, Vanished, open_upload
+from whisper_byoc.doors.errors import error_headers, status_of
+from whisper_byoc.doors.requests import (
+    MODEL_HEADER,
+    Incoming,
+    Vanished,
+    check_body,
+    check_token,
+    model_header,
+    service_of,
+)
+from whisper_byoc.doors.uploads import Fields, Upload, open_upload
 from whisper_byoc.errors import (
     BadMessage,
     DecodeError,
@@ -56,11 +64,11 @@ class Exchange:
         self._request = request
         self._send = send
         self._dialect = dialect
-        self._service: Service = request.app.state.service
+        self._service = service_of(request)
         settings = self._service.settings
         self._limit = settings.worker.max_upload_bytes
         self._idle_seconds = settings.jobs.idle_seconds
-        self._incoming = Incoming(request.receive, self._limit, self._idle_seconds)
+        self._incoming = Incoming(request, self._limit, self._idle_seconds)
         self._tasks: list[asyncio.Task[None]] = []
         self._begun: Writer | None = None
         """What writes the events of an answer that has begun and has not ended."""
@@ -81,8 +89,7 @@ class Exchange:
         """Raises ServiceError."""
         check_token(self._request)
         self._check_model()
-        check_encoding(self._request)
-        check_length(self._request, self._limit)
+        check_body(self._request, self._limit)
         async with bare_errors():
             try:
                 async with asyncio.TaskGroup() as group:

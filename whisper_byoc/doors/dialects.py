@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from whisper_byoc.doors.errors import error_document, status_of
+from whisper_byoc.doors.requests import flag
 from whisper_byoc.doors.uploads import Fields
 from whisper_byoc.errors import InvalidOption, ServiceError
 from whisper_byoc.transcript import (
@@ -56,7 +57,7 @@ class Plain(Dialect):
     takes_nothing = True
 
     def reply(self, fields: Fields, accept: str | None, *, words: bool) -> Reply:
-        streamed = _flag(fields, "stream")
+        streamed = flag("stream", _text(fields, "stream"))
         named = _choice(fields, ("response_format", "format"), [*Format, "verbose_json"])
         if streamed:
             chosen = Format.SSE
@@ -122,7 +123,7 @@ class OpenAi(Dialect):
         known = ("json", "verbose_json", *self._FORMATS)
         named = _choice(fields, ("response_format",), known) or "json"
         details = _choices(fields, "timestamp_granularities", ("word", "segment")) or ["segment"]
-        if _flag(fields, "stream"):
+        if flag("stream", _text(fields, "stream")):
             return Reply(CONTENT_TYPES[Format.SSE], DeltaWriter(), streamed=True)
         if named in self._FORMATS:
             chosen = self._FORMATS[named]
@@ -213,15 +214,6 @@ class DeltaWriter(Writer):
     def _event(document: Mapping[str, Any]) -> str:
         line = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
         return "data: " + line.replace(DONE, "\\u005bDONE]") + "\n\n"
-
-
-def _flag(fields: Fields, name: str) -> bool | None:
-    value = _text(fields, name)
-    if value is None:
-        return None
-    if value.lower() in ("true", "1", "false", "0"):
-        return value.lower() in ("true", "1")
-    raise InvalidOption(name, value, "true or false")
 
 
 def _choice(fields: Fields, names: Sequence[str], known: Sequence[str]) -> str | None:

@@ -1,13 +1,9 @@
 """Errors as answers: which status, and the documents that different callers look for."""
 
-import hmac
-from collections.abc import Awaitable, Callable
-
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 
 from whisper_byoc import errors
-from whisper_byoc.service import Service
 
 STATUSES: dict[type[errors.ServiceError], int] = {
     errors.ServiceError: 500,
@@ -24,8 +20,6 @@ STATUSES: dict[type[errors.ServiceError], int] = {
     errors.UnsupportedAudio: 415,
     errors.Unavailable: 503,
 }
-
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 def status_of(error: errors.ServiceError) -> int:
@@ -48,16 +42,3 @@ async def answer_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, errors.ServiceError)
     document = error_document(error.code, str(error))
     return JSONResponse(document, status_of(error), error_headers(error))
-
-
-def check_token(request: Request) -> None:
-    """Where a token is configured, callers must bring it. Raises Unauthorized.
-
-    Compared in constant time, so that it cannot be found out byte by byte.
-    """
-    service: Service = request.app.state.service
-    token = service.settings.orchestrator.token.get_secret_value()
-    scheme, _, found = request.headers.get("Authorization", "").partition(" ")
-    right = hmac.compare_digest(found.strip().encode(), token.encode())
-    if token and not (right and scheme.lower() == "bearer"):
-        raise errors.Unauthorized()

@@ -10,7 +10,16 @@ from starlette.routing import Route
 
 from whisper_byoc.audio.content_types import format_of_content_type
 from whisper_byoc.audio.formats import AudioFormat, Pcm
-from whisper_byoc.doors.live import checked, options_of, while_connected
+from whisper_byoc.doors.requests import checked, options_of, while_connected
+from whisper_byoc.doors.trickle import (
+    LAST,
+    answer_next,
+    answer_post,
+    invalid_seq,
+    no_channel,
+    no_segment,
+    refusal,
+)
 from whisper_byoc.errors import UnknownJob, UnsupportedAudio
 from whisper_byoc.jobs.eventlog import EventLog
 from whisper_byoc.jobs.job import Job, JobState
@@ -21,15 +30,13 @@ from whisper_byoc.trickle.local import LocalChannel
 from whisper_byoc.trickle.protocol import (
     CLOSED,
     LATEST,
-    NO_SEGMENT,
     RESET,
     SEQ,
     TERMINATED,
     parse_seq,
 )
-from whisper_byoc.trickle.server import answer_next, answer_post
 
-CLOSED_HEADERS = {CLOSED: TERMINATED, "Connection": "close"}
+CLOSED_HEADERS = {CLOSED: TERMINATED, **LAST}
 
 
 async def post_segment(request: Request) -> Response:
@@ -37,11 +44,11 @@ async def post_segment(request: Request) -> Response:
     service, job_id = checked(request)
     seq = parse_seq(request.path_params["seq"])
     if seq is None or seq < NEXT:
-        return _text("Invalid idx", 400)
-    options = options_of(request, service, service.jobs.find(job_id))
+        return invalid_seq()
+    options = options_of(request, service.jobs.find(job_id))
     job = service.jobs.find(job_id)
     if job is not None and job.state is not JobState.RECEIVING:
-        return _text("Stream not found", 404, CLOSED_HEADERS)
+        return no_channel(CLOSED_HEADERS)
     job = job or service.jobs.open(job_id, options)
     job.keep_alive()
     max_bytes = service.settings.worker.max_segment_bytes
@@ -54,7 +61,7 @@ async def post_segment(request: Request) -> Response:
         channel.rewind(wanted)  # its publisher has begun anew
     await channel.wait_for_slot(wanted)
     if channel.over:
-        return _text("Stream not found", 404, CLOSED_HEADERS)
+        return no_channel(CLOSED_HEADERS)
     return await answer_post(request, channel, seq, max_bytes, broken_ends=True)
 
 
@@ -63,13 +70,13 @@ async def get_next_source(request: Request) -> Response:
     service, job_id = checked(request)
     channel = service.feeds.find(job_id)
     if channel is not None:
-        return answer_next(channel)
+        return answer_next(channel.next_write)
     job = service.jobs.find(job_id)
     if job is None:
-        return Response("0", headers={LATEST: "0"}, media_type="text/plain")
+        return answer_next(0)
     if job.state is not JobState.RECEIVING:
-        return _text("Stream not found", 404)
-    return answer_next(service.feeds.channel(job))
+        return no_channel()
+    return answer_next(service.feeds.channel(job).next_write)
 
 
 async def delete_source(request: Request) -> Response:
@@ -77,7 +84,7 @@ async def delete_source(request: Request) -> Response:
     service, job_id = checked(request)
     channel = service.feeds.find(job_id)
     if channel is None:
-        return _text("Invalid stream", 400)
+        return refusal("Invalid stream", 400)
     channel.finish()
     return Response()
 
@@ -87,21 +94,20 @@ async def get_segment(request: Request) -> Response:
     service, job_id = checked(request)
     asked = parse_seq(request.path_params["seq"])
     if asked is None or asked < NEWEST:
-        return _text("Invalid idx", 400)
+        return invalid_seq()
     job = await _find(request, service, job_id)
     if job is None:
-        return _text("Stream not found", 404)
+        return no_channel()
     log, latest = job.log, job.log.next_seq
     seq = latest if asked == NEXT else max(0, latest - 1) if asked == NEWEST else asked
     headers = {SEQ: str(seq), LATEST: str(latest)}
     if seq == latest or (latest, seq) == (0, 1):
-        if not await while_connected(request, _until_written(log, seq)):
-            return Response(status_code=499)
+        await while_connected(request, _until_written(log, seq))
         headers[LATEST] = str(log.next_seq)
     if log.ended and seq >= log.next_seq:
         return Response(headers={**headers, CLOSED: TERMINATED})
     if seq >= log.next_seq or seq <= log.dropped_seq:
-        return Response("Entry not found\n", NO_SEGMENT, headers, "text/plain")
+        return no_segment(seq, log.next_seq)
     content_type, writer = job.writer(Format.NDJSON)
     events = log.after(seq - 1)
     # A partial that was replaced is an empty segment: clients skip it.
@@ -115,9 +121,8 @@ async def get_next_output(request: Request) -> Response:
     service, job_id = checked(request)
     job = service.jobs.find(job_id)
     if job is None:
-        return _text("Stream not found", 404)
-    latest = str(job.log.next_seq)
-    return Response(latest, headers={LATEST: latest}, media_type="text/plain")
+        return no_channel()
+    return answer_next(job.log.next_seq)
 
 
 async def _find(request: Request, service: Service, job_id: str) -> Job | None:
@@ -128,10 +133,9 @@ async def _find(request: Request, service: Service, job_id: str) -> Job | None:
         return None
 
 
-async def _until_written(log: EventLog, seq: int) -> bool:
+async def _until_written(log: EventLog, seq: int) -> None:
     while log.next_seq <= seq and not log.ended:
         await log.wait()
-    return True
 
 
 def _raw_format(request: Request) -> AudioFormat | None:
@@ -142,10 +146,6 @@ def _raw_format(request: Request) -> AudioFormat | None:
     except UnsupportedAudio:
         return None
     return declared if isinstance(declared, Pcm) else None
-
-
-def _text(text: str, status: int, headers: dict[str, str] | None = None) -> Response:
-    return Response(text + "\n", status, headers, "text/plain")
 
 
 routes = [

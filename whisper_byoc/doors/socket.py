@@ -12,16 +12,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from whisper_byoc.audio.formats import NATIVE, AudioFormat
 from whisper_byoc.audio.sniffing import SNIFF_BYTES, sniff
-from whisper_byoc.doors.live import (
-    MAX_CONTROL_BYTES,
-    Control,
-    check_model,
-    options_of,
-    parse_message,
-    read_control,
-)
+from whisper_byoc.doors.requests import check_model, options_of, service_of
 from whisper_byoc.errors import (
-    InvalidOption,
     ProcessorError,
     RequestError,
     ServiceError,
@@ -29,6 +21,13 @@ from whisper_byoc.errors import (
     SourceBusy,
     Unavailable,
     UnsupportedAudio,
+)
+from whisper_byoc.jobs.control import (
+    MAX_CONTROL_BYTES,
+    Control,
+    parse_control,
+    read_control,
+    too_long,
 )
 from whisper_byoc.jobs.job import Job, JobState
 from whisper_byoc.jobs.options import JobOptions
@@ -46,7 +45,7 @@ _GONE = (WebSocketDisconnect, RuntimeError)
 
 async def transcribe(websocket: WebSocket) -> None:
     """Refusals come after the handshake, since browsers show no status of a failed one."""
-    service: Service = websocket.app.state.service
+    service = service_of(websocket)
     await websocket.accept()
     call = Call(websocket, service)
     try:
@@ -78,10 +77,10 @@ class Call:
     def open(self) -> None:
         """Begin the job that the query names, or go on with it. Raises ServiceError."""
         jobs = self._service.jobs
-        check_model(self._websocket, self._service)
+        check_model(self._websocket)
         job_id = self._websocket.query_params.get("job") or f"socket-{secrets.token_hex(8)}"
         found = jobs.find(job_id)
-        options = options_of(self._websocket, self._service, found)
+        options = options_of(self._websocket, found)
         self._job = jobs.open(job_id, options)
         self._job.check_receives()
         if self._job.options != options:
@@ -215,11 +214,10 @@ _NO_TEXT: dict[str, Any] = {"text": "", "final": False, "start": None, "end": No
 def _read(text: str) -> tuple[Control | None, dict[str, Any]]:
     """None for the end of the stream. Raises InvalidOption."""
     if len(text) > MAX_CONTROL_BYTES:
-        expected = f"at most {MAX_CONTROL_BYTES} characters"
-        raise InvalidOption("control message", f"{len(text)} characters", expected)
+        raise too_long(f"{len(text)} characters", f"at most {MAX_CONTROL_BYTES} characters")
     if text.strip().lower() == EOS:
         return None, {}
-    message = parse_message(text.encode())
+    message = parse_control(text.encode())
     return (None, {}) if message.get("type") == EOS else read_control(message)
 
 

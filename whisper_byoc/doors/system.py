@@ -6,19 +6,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from whisper_byoc.doors.requests import service_of
 from whisper_byoc.metrics import CONTENT_TYPE
 from whisper_byoc.service import VERSION, Service
 
 
 async def health(request: Request) -> JSONResponse:
     """200 as long as the process answers; the words are PyTrickle's."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     return JSONResponse({"status": service.health})
 
 
 async def ready(request: Request) -> JSONResponse:
     """200 only while new jobs are taken."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     document = {"ready": service.ready, "status": service.health}
     if service.failure is not None:
         document["problem"] = str(service.failure)
@@ -27,7 +28,7 @@ async def ready(request: Request) -> JSONResponse:
 
 async def version(request: Request) -> JSONResponse:
     """PyTrickle's keys and our own."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     engine = service.engine
     return JSONResponse(
         {
@@ -52,11 +53,11 @@ async def version(request: Request) -> JSONResponse:
 
 async def hardware_info(request: Request) -> JSONResponse:
     """As PyTrickle answers on a machine without a GPU, whatever there is."""
-    return JSONResponse({**_identity(request.app.state.service), "gpu_info": {}})
+    return JSONResponse({**_identity(service_of(request)), "gpu_info": {}})
 
 
 async def hardware_stats(request: Request) -> JSONResponse:
-    return JSONResponse({**_identity(request.app.state.service), "gpu_stats": {}})
+    return JSONResponse({**_identity(service_of(request)), "gpu_stats": {}})
 
 
 def _identity(service: Service) -> dict[str, str]:
@@ -67,7 +68,7 @@ def _identity(service: Service) -> dict[str, str]:
 
 
 async def metrics(request: Request) -> Response:
-    service: Service = request.app.state.service
+    service = service_of(request)
     return Response(service.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
 
 

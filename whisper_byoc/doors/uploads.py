@@ -1,9 +1,6 @@
-"""What a batch request brings: a body as it comes, its parts, its audio."""
+"""What the body of a batch request holds: its fields, and its audio."""
 
-import asyncio
 import base64
-import json
-from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -12,11 +9,12 @@ from typing import Any
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.types import Message, Receive
 
 from whisper_byoc.audio.content_types import format_of_content_type
 from whisper_byoc.audio.formats import AudioFormat
-from whisper_byoc.errors import BadMessage, BodyTooLarge, InvalidOption, NoAudio
+from whisper_byoc.doors.requests import Incoming
+from whisper_byoc.errors import BadMessage, InvalidOption
+from whisper_byoc.jobs.control import parse_object
 from whisper_byoc.jobs.job import Chunks
 
 FILE_FIELDS = ("audio", "file")
@@ -26,61 +24,6 @@ _MAX_PARTS = 100
 
 Fields = Mapping[str, Any]
 """What a request says beside its audio: text from forms and queries, anything from JSON."""
-
-
-class Vanished(Exception):
-    """The client has closed the connection: no one is left to answer."""
-
-
-class Incoming:
-    """A body as it comes. `watch` reads it whatever the pace of the job, so that it is always
-    noticed when the client vanishes; what waits is at most `limit`, then the request is refused.
-    """
-
-    def __init__(self, receive: Receive, limit: int, idle_seconds: float) -> None:
-        self._receive = receive
-        self._limit = limit
-        self._idle_seconds = idle_seconds
-        self._waiting: deque[bytes] = deque()
-        self._num_bytes = 0
-        self._complete = False
-        self._arrived = asyncio.Event()
-
-    async def watch(self) -> None:
-        """Read until cancelled. Raises Vanished, BodyTooLarge, and NoAudio for a body that falls
-        silent."""
-        while True:
-            try:
-                async with asyncio.timeout(None if self._complete else self._idle_seconds):
-                    message = await self._receive()
-            except TimeoutError:
-                raise NoAudio(self._idle_seconds) from None
-            if message["type"] == "http.disconnect":
-                raise Vanished
-            if chunk := message.get("body", b""):
-                self._num_bytes += len(chunk)
-                if self._num_bytes > self._limit:
-                    raise BodyTooLarge(self._num_bytes, self._limit)
-                self._waiting.append(chunk)
-            self._complete = not message.get("more_body", False)
-            self._arrived.set()
-
-    async def begins(self) -> bool:
-        """Whether there is a body at all."""
-        while not (self._waiting or self._complete):
-            self._arrived.clear()
-            await self._arrived.wait()
-        return bool(self._waiting)
-
-    async def receive(self) -> Message:
-        """The body again, for Starlette's own parsers."""
-        if await self.begins():
-            return {"type": "http.request", "body": self._waiting.popleft(), "more_body": True}
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        while await self.begins():
-            yield self._waiting.popleft()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +95,7 @@ def _form_fields(form: FormData) -> Fields:
 
 def _json_fields(body: bytes) -> Fields:
     """Options may also come in an object of their own, as in control messages."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
-        found = body[:80].decode("utf-8", "replace")
-        raise BadMessage(repr(found), 'a JSON object such as {"audio": "<base64>"}')
+    document = parse_object(body, '{"audio": "<base64>"}')
     options = document.get("options")
     return {**options, **document} if isinstance(options, dict) else document
 

@@ -3,13 +3,15 @@
 from collections.abc import Awaitable, Callable
 from functools import wraps
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from whisper_byoc.doors.errors import check_token, error_document, error_headers, status_of
-from whisper_byoc.errors import BodyTooLarge, ServiceError
-from whisper_byoc.orchestrator.messages import parse_object, parse_start, status_event
+from whisper_byoc.doors.errors import error_document, error_headers, status_of
+from whisper_byoc.doors.requests import check_token, read_body, service_of
+from whisper_byoc.errors import ServiceError
+from whisper_byoc.jobs.control import parse_object
+from whisper_byoc.orchestrator.messages import parse_start, status_event
 from whisper_byoc.service import Health, Service
 
 STREAM_HEADER = "X-Stream-Id"
@@ -24,7 +26,7 @@ def _as_worker(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
 
     @wraps(handler)
     async def answer(request: Request) -> Response:
-        service: Service = request.app.state.service
+        service = service_of(request)
         try:
             check_token(request)
             return await handler(request, service)
@@ -36,8 +38,6 @@ def _as_worker(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
                 **error_document(error.code, str(error)),
             }
             return JSONResponse(document, status_of(error), error_headers(error))
-        except ClientDisconnect:
-            return Response(status_code=499)
 
     return answer
 
@@ -45,7 +45,7 @@ def _as_worker(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
 @_as_worker
 async def start(request: Request, service: Service) -> Response:
     """Begin a stream and answer at once: its channels are opened behind the answer."""
-    body = await _body(request)
+    body = await read_body(request, MAX_MESSAGE_BYTES)
     hosts = service.settings.orchestrator.hosts
     message = parse_start(body, _named(request), hosts)
     session = service.sessions.start(message)
@@ -57,7 +57,7 @@ async def stop(request: Request, service: Service) -> Response:
     """Flush, publish the last words, and answer then: the channels are closed upon the answer.
     Whatever the body is, and whether or not there is such a stream, it is stopped now; also while
     the models load, when there is none."""
-    await _body(request)
+    await read_body(request, MAX_MESSAGE_BYTES)
     named = _named(request)
     session = await service.sessions.stop(named) if _has_begun(service) else None
     if session is None:
@@ -68,7 +68,7 @@ async def stop(request: Request, service: Service) -> Response:
 @_as_worker
 async def update(request: Request, service: Service) -> Response:
     """Other options for a running stream; the body has nothing but them."""
-    values = parse_object(await _body(request), '{"language": "de"}')
+    values = parse_object(await read_body(request, MAX_MESSAGE_BYTES), '{"language": "de"}')
     session = service.sessions.select(_named(request))
     session.update(values)
     return _done(service, "parameters updated", session.request.stream_id)
@@ -129,16 +129,6 @@ def _named(request: Request) -> str | None:
     Starlette takes headers for Latin-1."""
     value = request.headers.get(STREAM_HEADER, "").encode("latin-1")
     return value.decode("utf-8", "replace") or None
-
-
-async def _body(request: Request) -> bytes:
-    """Raises BodyTooLarge."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_MESSAGE_BYTES:
-            raise BodyTooLarge(len(body), MAX_MESSAGE_BYTES)
-    return bytes(body)
 
 
 _HANDLERS = {"start": start, "stop": stop, "params": update, "update": update}

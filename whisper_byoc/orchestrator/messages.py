@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from whisper_byoc import transcript
 from whisper_byoc.errors import BadMessage, ForbiddenUrl, InvalidOption
+from whisper_byoc.jobs.control import parse_object
 from whisper_byoc.jobs.options import Options
 
 KEEPALIVE_LINE: Final = b'{"type":"keepalive"}\n'
@@ -70,21 +71,7 @@ def parse_start(body: bytes, named: str | None, hosts: frozenset[str]) -> StartR
     return StartRequest(found, params=params, **urls)
 
 
-def parse_object(body: bytes, example: str) -> dict[str, Any]:
-    """Raises BadMessage. What could not be written as JSON again (NaN, half of a surrogate pair) is
-    none: it comes back in status documents."""
-    try:
-        message = json.loads(body)
-        json.dumps(message, allow_nan=False, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
-        message = None
-    if not isinstance(message, dict):
-        found = repr(body[:80].decode("utf-8", "replace")) if body else "empty"
-        raise BadMessage(found, f"a JSON object such as {example}")
-    return message
-
-
-def parse_control(body: bytes) -> dict[str, Any] | None:
+def parse_update(body: bytes) -> dict[str, Any] | None:
     """The update in one message of the control channel; None for a keepalive. Raises BadMessage."""
     message = parse_object(body, '{"language": "de"}')
     return message if message.keys() - {"keep"} else None

@@ -19,7 +19,7 @@ from whisper_byoc.orchestrator.messages import (
     StartRequest,
     data_line,
     heartbeat_event,
-    parse_control,
+    parse_update,
     status_event,
     wrapped,
 )
@@ -354,7 +354,7 @@ class Session:
     def _obey(self, body: bytes) -> None:
         if len(body) > _MAX_CONTROL_BYTES:
             raise BadMessage(f"at least {len(body)} bytes", f"at most {_MAX_CONTROL_BYTES}")
-        if body and (values := parse_control(body)) is not None:
+        if body and (values := parse_update(body)) is not None:
             self.update(values)
 
     async def _watch(self) -> None:

@@ -1,18 +1,40 @@
-"""`Channel`'s rules on sockets: segments that are posted to one channel, whoever owns it."""
+"""Trickle's answers over HTTP, in go-livepeer's words, whoever owns the channel."""
 
 import asyncio
 from collections.abc import AsyncIterator
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
+from whisper_byoc.doors.requests import Vanished, body_chunks
 from whisper_byoc.errors import BodyTooLarge
-from whisper_byoc.trickle.channel import Channel
 from whisper_byoc.trickle.local import LocalChannel
-from whisper_byoc.trickle.protocol import CLOSED, LATEST, RESET, SEQ, TERMINATED
+from whisper_byoc.trickle.protocol import CLOSED, LATEST, NO_SEGMENT, RESET, SEQ, TERMINATED
 
-_LAST = {"Connection": "close"}
+LAST = {"Connection": "close"}
 """For answers that come before a body was read, or in its place."""
+
+
+def refusal(text: str, status: int, headers: dict[str, str] | None = None) -> Response:
+    return Response(text + "\n", status, headers, "text/plain")
+
+
+def invalid_seq() -> Response:
+    return refusal("Invalid idx", 400)
+
+
+def no_channel(headers: dict[str, str] | None = None) -> Response:
+    return refusal("Stream not found", 404, headers)
+
+
+def no_segment(seq: int, latest: int) -> Response:
+    """latest: the number that will be written next."""
+    return refusal("Entry not found", NO_SEGMENT, {LATEST: str(latest), SEQ: str(seq)})
+
+
+def answer_next(latest: int) -> Response:
+    """The number that will be written next."""
+    return Response(str(latest), headers={LATEST: str(latest)}, media_type="text/plain")
 
 
 async def answer_post(
@@ -31,24 +53,24 @@ async def answer_post(
     if request.headers.get(RESET):
         channel.reset(segment.seq)
     seq_header = {SEQ: str(segment.seq)}
-    chunks = _body(request)
+    chunks = body_chunks(request)
     try:
         first = await _first_chunk(chunks, channel)
         if first is None:
-            return Response(headers={CLOSED: TERMINATED, **seq_header, **_LAST})
+            return Response(headers={CLOSED: TERMINATED, **seq_header, **LAST})
         channel.receive_first_byte(segment, loop.time())
         if not first:
             channel.end(segment)
-            return Response(headers={**seq_header, **_LAST})
+            return Response(headers={**seq_header, **LAST})
         if segment.closed:
-            return Response(headers={**seq_header, **_LAST})
+            return Response(headers={**seq_header, **LAST})
         channel.write(segment, first)
         async for chunk in chunks:
             channel.write(segment, chunk)
             if max_bytes is not None and len(segment) > max_bytes:
                 channel.end(segment)
                 raise BodyTooLarge(len(segment), max_bytes)
-    except ClientDisconnect:
+    except Vanished:
         if broken_ends:
             channel.end(segment)
         return Response(status_code=500)
@@ -56,21 +78,8 @@ async def answer_post(
     return Response(headers=seq_header)
 
 
-def answer_next(channel: Channel) -> Response:
-    """The number that will be written next."""
-    headers = {LATEST: str(channel.next_write)}
-    return Response(str(channel.next_write), headers=headers, media_type="text/plain")
-
-
-async def _body(request: Request) -> AsyncIterator[bytes]:
-    async for chunk in request.stream():
-        if chunk:
-            yield chunk
-
-
-async def _first_chunk(chunks: AsyncIterator[bytes], channel: Channel) -> bytes | None:
+async def _first_chunk(chunks: AsyncIterator[bytes], channel: LocalChannel) -> bytes | None:
     """The first bytes, empty where there are none; None when the channel is closed before."""
-    assert isinstance(channel, LocalChannel)
 
     async def watch() -> None:
         while not channel.closed:

@@ -1,0 +1,217 @@
+"""What every door does with a request: its body is read, and its token, model and options checked.
+
+A client that closes its connection is always told by `Vanished`, whoever was reading or waiting.
+"""
+
+import asyncio
+import hmac
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.responses import Response
+from starlette.types import Message
+
+from whisper_byoc.errors import (
+    BodyTooLarge,
+    InvalidOption,
+    NoAudio,
+    Unauthorized,
+    UnknownModel,
+    UnsupportedAudio,
+    bare_errors,
+)
+from whisper_byoc.jobs.job import Job, check_job_id
+from whisper_byoc.jobs.options import Options
+from whisper_byoc.service import Service
+
+MODEL_HEADER = "X-Model-Id"
+T = TypeVar("T")
+
+
+class Vanished(ConnectionError):
+    """The client has closed the connection: no one is left to answer."""
+
+
+async def answer_vanished(request: Request, error: Exception) -> Response:
+    """nginx's status for its log; no one is left to read it."""
+    return Response(status_code=499)
+
+
+async def body_chunks(
+    request: Request, limit: int | None = None, idle_seconds: float | None = None
+) -> AsyncIterator[bytes]:
+    """The body's non-empty chunks.
+
+    Raises Vanished, BodyTooLarge behind `limit` bytes, and NoAudio when `idle_seconds` pass
+    without a chunk.
+    """
+    stream, num_bytes = request.stream(), 0
+    while True:
+        try:
+            async with asyncio.timeout(idle_seconds):
+                chunk = await anext(stream, None)
+        except TimeoutError:
+            raise NoAudio(idle_seconds or 0.0) from None
+        except ClientDisconnect:
+            raise Vanished("the client closed the connection within the body") from None
+        if chunk is None:
+            return
+        num_bytes += len(chunk)
+        if limit is not None and num_bytes > limit:
+            raise BodyTooLarge(num_bytes, limit)
+        if chunk:
+            yield chunk
+
+
+async def first_chunk(chunks: AsyncIterator[bytes], idle_seconds: float) -> bytes:
+    """Empty where the body is. Raises NoAudio when it does not come in time, and Vanished."""
+    try:
+        async with asyncio.timeout(idle_seconds):
+            return await anext(chunks, b"")
+    except TimeoutError:
+        raise NoAudio(idle_seconds) from None
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body. Raises Vanished and BodyTooLarge."""
+    return b"".join([chunk async for chunk in body_chunks(request, limit)])
+
+
+class Incoming:
+    """A body as it comes. `watch` reads it whatever the pace of the job, so that it is always
+    noticed when the client vanishes; what waits is at most `limit`, then the request is refused.
+    """
+
+    def __init__(self, request: Request, limit: int, idle_seconds: float) -> None:
+        self._request = request
+        self._limit = limit
+        self._idle_seconds = idle_seconds
+        self._waiting: deque[bytes] = deque()
+        self._complete = False
+        self._arrived = asyncio.Event()
+
+    async def watch(self) -> None:
+        """Read until cancelled. Raises Vanished, BodyTooLarge, and NoAudio for a body that falls
+        silent."""
+        async for chunk in body_chunks(self._request, self._limit, self._idle_seconds):
+            self._waiting.append(chunk)
+            self._arrived.set()
+        self._complete = True
+        self._arrived.set()
+        await _until_vanished(self._request)
+        raise Vanished
+
+    async def begins(self) -> bool:
+        """Whether there is a body at all, or any more of it."""
+        while not (self._waiting or self._complete):
+            self._arrived.clear()
+            await self._arrived.wait()
+        return bool(self._waiting)
+
+    async def receive(self) -> Message:
+        """The body again, for Starlette's own parsers."""
+        if await self.begins():
+            return {"type": "http.request", "body": self._waiting.popleft(), "more_body": True}
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        while await self.begins():
+            yield self._waiting.popleft()
+
+
+async def while_connected(request: Request, waiting: Coroutine[Any, Any, T]) -> T:
+    """What is waited for. Raises Vanished when the client closes the connection first; the body
+    must have been read, or not matter."""
+
+    async def watch(waiter: asyncio.Task[T]) -> None:
+        await _until_vanished(request)
+        waiter.cancel()
+
+    async with bare_errors(), asyncio.TaskGroup() as group:
+        waiter = group.create_task(waiting)
+        watching = group.create_task(watch(waiter))
+        await asyncio.wait({waiter})
+        watching.cancel()
+    if waiter.cancelled():
+        raise Vanished
+    return waiter.result()
+
+
+async def _until_vanished(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def service_of(connection: HTTPConnection[Any]) -> Service:
+    service: Service = connection.app.state.service
+    return service
+
+
+def checked(request: Request) -> tuple[Service, str]:
+    """The service, and a job id that is one. Raises InvalidJobId, UnknownModel and NotReady."""
+    service = service_of(request)
+    job_id = request.path_params["job_id"]
+    check_job_id(job_id)
+    check_model(request)
+    return service, job_id
+
+
+def check_model(connection: HTTPConnection[Any]) -> None:
+    """Raises UnknownModel and NotReady."""
+    asked = connection.headers.get(MODEL_HEADER)
+    served = service_of(connection).jobs.kind.model_names
+    if asked is not None and asked not in served:
+        raise UnknownModel(asked, served)
+
+
+def model_header(service: Service, job: Job | None = None) -> dict[str, str]:
+    """The weights that the job's language picks; the default ones where there is no job."""
+    kind = service.jobs.kind
+    return {MODEL_HEADER: kind.model_for(job.options if job else kind.options())}
+
+
+def check_token(request: Request) -> None:
+    """Where a token is configured, callers must bring it. Raises Unauthorized.
+
+    Compared in constant time, so that it cannot be found out byte by byte.
+    """
+    token = service_of(request).settings.orchestrator.token.get_secret_value()
+    scheme, _, found = request.headers.get("Authorization", "").partition(" ")
+    right = hmac.compare_digest(found.strip().encode(), token.encode())
+    if token and not (right and scheme.lower() == "bearer"):
+        raise Unauthorized()
+
+
+def check_body(request: Request, limit: int) -> None:
+    """What the headers say of the body. Raises UnsupportedAudio for one that is compressed, and
+    BodyTooLarge."""
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedAudio(f"sent with Content-Encoding {encoding[:40]!r}", "none")
+    length = request.headers.get("Content-Length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise BodyTooLarge(int(length), limit)
+
+
+def options_of(connection: HTTPConnection[Any], job: Job | None) -> Options:
+    """The options that the query names, over those of the job. Other names mean nothing here:
+    gateways add their own. Raises InvalidOption."""
+    query = connection.query_params
+    kind = service_of(connection).jobs.kind
+    before = job.options if job else kind.options()
+    options = before.changed(
+        {name: query[name] for name in type(before).model_fields if name in query}
+    )
+    kind.check(options)
+    return options
+
+
+def flag(name: str, value: str | None) -> bool | None:
+    """Raises InvalidOption."""
+    if value is None:
+        return None
+    if value.lower() in ("true", "1", "false", "0"):
+        return value.lower() in ("true", "1")
+    raise InvalidOption(name, value, "true or false")
