@@ -69,7 +69,7 @@ def scripted_engine(*models: ScriptedModel) -> OpenEngine:
 
     @asynccontextmanager
     async def open_engine(settings: ModelSettings) -> AsyncIterator[Engine]:
-        engine = Engine("scripted", models)
+        engine = Engine(models)
         async with engine.serve():
             yield engine
 

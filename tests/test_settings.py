@@ -78,3 +78,13 @@ def test_secrets_do_not_stay_in_the_environment() -> None:
     }  # fmt: skip
     drop_secrets(environment)
     assert environment == {"ORCH_URL": "d"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["MODEL_ENGINE", "MODEL_FULL_PADDING", "STREAMING_PRE_ROLL", "STREAMING_SPEECH_THRESHOLD"],
+)
+def test_what_experiments_vary_is_no_setting(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"WHISPER_{name}", "1")
+    with pytest.raises(ConfigurationError, match=f"WHISPER_{name}"):
+        read_settings()

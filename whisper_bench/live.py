@@ -31,6 +31,7 @@ from whisper_bench.scoring import word_error_rate
 from whisper_bench.setup import Setup
 from whisper_bench.terminal import cell, tell
 from whisper_byoc.audio.formats import SAMPLE_RATE
+from whisper_byoc.audio.pcm import PcmDecoder
 from whisper_byoc.client import LiveClient
 from whisper_byoc.errors import ServiceError
 from whisper_byoc.transcript import Event, Final, Partial, Word
@@ -160,7 +161,7 @@ def transcribe_tracks(tracks: Sequence[Track], setup: Setup) -> list[Track]:
 
 
 def to_samples(audio: bytes) -> NDArray[np.float32]:
-    return np.frombuffer(audio, "<i2").astype(np.float32) / np.float32(32768)
+    return PcmDecoder().receive_bytes(audio)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from whisper_bench.setup import MODEL, Samples, Setup
 from whisper_byoc.audio.formats import SAMPLE_RATE
 
 if TYPE_CHECKING:
+    from whisper_byoc.inference.model import Model
     from whisper_byoc.inference.voice import VoiceRequest
 
 
@@ -27,21 +28,11 @@ class Transcribe(Protocol):
 
 def load_ours(setup: Setup, engine: str = "") -> Transcribe:
     """Recordings as a whole: voice activity, windows, decodes, word times."""
-    from whisper_byoc.inference.engine import load_models
     from whisper_byoc.inference.voice import VoiceModel
     from whisper_byoc.jobs.recordings import RecordingOptions, transcribe_recordings
-    from whisper_byoc.settings import Device, EngineKind, ModelSettings
 
     prepare_torch(setup.threads)
-    [model] = load_models(
-        ModelSettings(
-            directory=setup.models_dir,
-            names=(MODEL,),
-            device=Device(setup.device),
-            engine=EngineKind(engine or setup.engine),
-            threads=setup.threads,
-        )
-    )
+    model = _load_model(setup, engine or setup.engine)
     voice = VoiceModel()
 
     class Ours:
@@ -67,6 +58,23 @@ def load_ours(setup: Setup, engine: str = "") -> Transcribe:
             return self.seconds | dict(getattr(model, "seconds", {}))
 
     return Ours()
+
+
+def _load_model(setup: Setup, engine: str) -> "Model":
+    from whisper_byoc.inference.engine import choose_device, load_models
+    from whisper_byoc.settings import Device, ModelSettings
+
+    device = Device(setup.device)
+    if engine == "reference":
+        from whisper_bench.reference import ReferenceModel
+
+        return ReferenceModel(MODEL, setup.weights, choose_device(device))
+    [model] = load_models(
+        ModelSettings(
+            directory=setup.models_dir, names=(MODEL,), device=device, threads=setup.threads
+        )
+    )
+    return model
 
 
 def load_openai(setup: Setup) -> Transcribe:

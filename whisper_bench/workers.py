@@ -12,10 +12,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from whisper_bench.peers import LOADERS
 from whisper_bench.setup import Setup
+from whisper_byoc.audio.pcm import PcmDecoder
 from whisper_byoc.errors import ServiceError
 
 
@@ -49,10 +48,7 @@ def work(run: str, setup: Setup, connection: Connection) -> None:
         transcribe = LOADERS[run](setup)
         connection.send(time.perf_counter() - began)
         while True:
-            recordings = [
-                np.frombuffer(audio, dtype="<i2").astype(np.float32) / np.float32(32768)
-                for audio in connection.recv()
-            ]
+            recordings = [PcmDecoder().receive_bytes(audio) for audio in connection.recv()]
             began = time.perf_counter()
             texts = transcribe(recordings)
             seconds = time.perf_counter() - began

@@ -6,7 +6,6 @@ import io
 from codecs import getincrementaldecoder
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -31,7 +30,7 @@ class ClientError(ServiceError):
         return self.message if self.status is None else super().__str__()
 
 
-class TrickleClient:
+class ProcessorClient:
     """One payload in, one out: the call that Livepeer's BYOC tutorial makes.
 
     url: of a server, or of a gateway with its path as `path`. model_id: refused with 404 where
@@ -78,6 +77,10 @@ class TrickleClient:
             raise ClientError(f"POST {self._url}: {str(error) or type(error).__name__}") from error
 
 
+TrickleClient = ProcessorClient
+"""Its name in Livepeer's BYOC tutorial, though it speaks no trickle."""
+
+
 class LiveClient:
     """One connection pool to one server; use it as an async context manager.
 
@@ -88,18 +91,14 @@ class LiveClient:
         self._url = url.rstrip("/")
         self._session: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self) -> "LiveClient":
+    async def __aenter__(self) -> Self:
         self._session = _open_session()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._session is not None:
-            await self._session.close()
+    async def __aexit__(self, *exception: object) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     async def transcribe(
         self,

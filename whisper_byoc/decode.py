@@ -17,6 +17,10 @@ FRAME_SAMPLES = 512
 MAX_WINDOW_SECONDS = 30.0
 """Whisper's positional table ends here, so no window may be longer."""
 
+MAX_NO_SPEECH_PROBABILITY = 0.6
+MIN_AVG_LOGPROB = -1.0
+"""Whisper's own limits of what it believes to be speech (openai-whisper, transcribe.py)."""
+
 
 class Task(StrEnum):
     TRANSCRIBE = "transcribe"

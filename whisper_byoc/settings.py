@@ -36,11 +36,6 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
-class EngineKind(StrEnum):
-    BATCHED = "batched"
-    REFERENCE = "reference"
-
-
 class Mode(StrEnum):
     LOW_LATENCY = "low_latency"
     BALANCED = "balanced"
@@ -95,13 +90,6 @@ class ModelSettings(Group):
         description="models to load, with commas between; a job's language picks among them",
     )
     device: Device = Field(Device.AUTO, description="auto takes CUDA when it is there")
-    engine: EngineKind = Field(
-        EngineKind.BATCHED,
-        description="batched is ours; reference is openai-whisper as it is, to compare with",
-    )
-    full_padding: bool = Field(
-        False, description="let batched encode 30 s for every window, as openai-whisper does"
-    )
     threads: int = Field(
         0, ge=0, le=256, description="CPU threads of one decode; 0 takes every core of the machine"
     )
@@ -112,33 +100,27 @@ class ModelSettings(Group):
         return _words(value)
 
 
+# What a job may choose as well (jobs/options.py).
+EndpointSilence = Annotated[float, Field(ge=0.1, le=5, allow_inf_nan=False)]
+PartialInterval = Annotated[float, Field(ge=0.1, le=10, allow_inf_nan=False)]
+MaxUtterance = Annotated[float, Field(ge=5, le=28, allow_inf_nan=False)]
+
+
 class StreamingSettings(Group):
     mode: Mode = Field(
         Mode.BALANCED,
         description="low_latency: words become final sooner, and are wrong more often; balanced;"
         " finals_only: nothing before an utterance is over",
     )
-    speech_threshold: float = Field(
-        0.5, gt=0, lt=1, description="voice probability from which a frame is speech"
-    )
-    silence_threshold: float = Field(
-        0.35, gt=0, lt=1, description="voice probability below which silence starts to count"
-    )
-    endpoint_silence: float = Field(
-        1.0, ge=0.1, le=5, description="s of silence that end an utterance"
-    )
-    pre_roll: float = Field(1.0, ge=0, le=2, description="s of audio kept before speech begins")
-    min_speech_frames: int = Field(
-        3, ge=1, le=100, description="32 ms frames of speech below which an utterance is noise"
-    )
-    partial_interval: float = Field(
-        0.5, ge=0.1, le=10, description="s of new audio between two partials; more under load"
+    endpoint_silence: EndpointSilence = Field(1.0, description="s of silence that end an utterance")
+    partial_interval: PartialInterval = Field(
+        0.5, description="s of new audio between two partials; more under load"
     )
     max_window: float = Field(
         14.0, ge=5, le=28, description="s of a live utterance decoded again for every partial"
     )
-    max_utterance: float = Field(
-        24.0, ge=5, le=28, description="s of speech without a pause before it is cut"
+    max_utterance: MaxUtterance = Field(
+        24.0, description="s of speech without a pause before it is cut"
     )
 
 
@@ -334,14 +316,19 @@ _SECRET_NAMES = (
 )  # fmt: skip
 
 
+def own_model_name(name: str) -> str:
+    """Whisper's name of weights that may be named as Hugging Face does."""
+    return name.removeprefix("openai/").removeprefix("whisper-")
+
+
 def peer_values(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """Groups and fields that the peers' names set; an empty variable sets nothing."""
     values: dict[str, dict[str, str]] = {}
     for name, (group, field) in PEER_NAMES.items():
         value = environment.get(name, "").strip()
         if value and field not in values.get(group, {}):
-            if name == "MODEL_ID":  # Hugging Face's name of it
-                value = value.removeprefix("openai/").removeprefix("whisper-")
+            if name == "MODEL_ID":
+                value = own_model_name(value)
             values.setdefault(group, {})[field] = value
     return values
 

@@ -14,6 +14,8 @@ MAX_CUE_SECONDS = 7.0
 MAX_LINE_CHARACTERS = 42
 MAX_CUE_LINES = 2
 DONE = "[DONE]"
+SSE_DONE = f"data: {DONE}\n\n"
+SSE_KEEPALIVE = ": keepalive\n\n"
 """Ends server-sent events, as OpenAI does and orchestrators expect."""
 MAX_LINE_BYTES = 60 * 1024
 """Of an event that orchestrators and gateways pass on: they scan lines and give up at 64 KiB."""
@@ -251,17 +253,22 @@ class NdjsonWriter(Writer):
         return event_line(event, words=self.words) + "\n"
 
 
+def sse_data(line: str) -> str:
+    """A line of JSON as one server-sent event, or the end of one. What relays it looks for the end
+    of all by its text, anywhere in a line, so that is written otherwise."""
+    return "data: " + line.replace(DONE, "\\u005bDONE]") + "\n\n"
+
+
 class SseWriter(Writer):
     """Server-sent events whose ids are the events' seq, ended by `data: [DONE]`."""
 
     def write(self, event: Event) -> str:
-        # What relays this looks for the end by its text, anywhere in a line.
-        line = event_line(event, words=self.words).replace(DONE, "\\u005bDONE]")
-        text = f"id: {event.seq}\nevent: {event.type}\ndata: {line}\n\n"
-        return text + f"data: {DONE}\n\n" if isinstance(event, End) else text
+        data = sse_data(event_line(event, words=self.words))
+        text = f"id: {event.seq}\nevent: {event.type}\n{data}"
+        return text + SSE_DONE if isinstance(event, End) else text
 
     def keepalive(self) -> str:
-        return ": keepalive\n\n"
+        return SSE_KEEPALIVE
 
 
 class JsonWriter(Writer):

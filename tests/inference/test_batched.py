@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from tests.conftest import MODELS, Speak
 from whisper_bench.files import read_audio
+from whisper_bench.reference import ReferenceModel
 from whisper_byoc.decode import DecodeRequest, Evidence, Hypothesis, Task
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.batched import BatchedModel, log_mel, silence_level, whole_words
 from whisper_byoc.inference.network import MAX_FRAMES
 from whisper_byoc.inference.precision import Branch, runs_here
-from whisper_byoc.inference.reference import ReferenceModel
 from whisper_byoc.transcript import Word
 
 pytestmark = pytest.mark.model

@@ -14,7 +14,7 @@ from examples.grayscale import Grayscale
 from examples.green_tint import GreenTint
 from examples.passthrough import Passthrough
 from tests.conftest import serve_app
-from whisper_byoc.client import ClientError, TrickleClient
+from whisper_byoc.client import ClientError, ProcessorClient
 from whisper_byoc.errors import ConfigurationError
 from whisper_byoc.jobs.processing import Processor, load_processor
 from whisper_byoc.service import Service
@@ -57,7 +57,7 @@ CASES = [(Passthrough, lambda pixels: pixels), (GreenTint, tinted), (Grayscale, 
 
 @pytest.mark.parametrize(("example", "expected"), CASES, ids=lambda it: getattr(it, "__name__", ""))
 async def test_an_example_gets_a_frame_and_gives_one(example, expected, frame: Frame) -> None:  # type: ignore[no-untyped-def]
-    async with serve_processor(example()) as (url, _), TrickleClient(url) as client:
+    async with serve_processor(example()) as (url, _), ProcessorClient(url) as client:
         result = await client.process_frame(frame.tobytes())
     found = np.frombuffer(result, np.uint8).reshape(frame.shape)
     # Half values may be rounded either way in single precision.
@@ -66,16 +66,16 @@ async def test_an_example_gets_a_frame_and_gives_one(example, expected, frame: F
 
 async def test_an_empty_payload_is_a_keepalive_and_comes_back_empty() -> None:
     async with serve_processor(GreenTint()) as (url, _):
-        assert await TrickleClient(url).process_frame(b"") == b""
+        assert await ProcessorClient(url).process_frame(b"") == b""
 
 
 async def test_another_model_is_404_and_the_served_one_is_named() -> None:
     async with serve_processor(GreenTint()) as (url, _):
-        client = TrickleClient(url, model_id="other")
+        client = ProcessorClient(url, model_id="other")
         with pytest.raises(ClientError, match="GreenTint") as caught:
             await client.process_frame(b"abc")
         assert caught.value.status == 404
-        assert await TrickleClient(url, model_id="GreenTint").process_frame(b"\0\0\0") == b"\0P\0"
+        assert await ProcessorClient(url, model_id="GreenTint").process_frame(b"\0\0\0") == b"\0P\0"
 
 
 async def test_frames_in_segments_come_out_in_segments(frame: Frame) -> None:
@@ -145,7 +145,7 @@ class Faulty:
 
 async def test_a_processor_is_initialized_once_and_shut_down_once() -> None:
     processor = Faulty()
-    async with serve_processor(processor) as (url, service), TrickleClient(url) as client:
+    async with serve_processor(processor) as (url, service), ProcessorClient(url) as client:
         assert service.health == "IDLE"
         assert await client.process_frame(b"a") == b"A"
         assert await client.process_frame(b"b") == b"B"
@@ -156,7 +156,7 @@ async def test_a_processor_is_initialized_once_and_shut_down_once() -> None:
     ("data", "message"), [(b"boom", "no such frame"), (b"text", "expected bytes")]
 )
 async def test_a_failure_is_one_answer_and_harms_nothing_else(data: bytes, message: str) -> None:
-    async with serve_processor(Faulty()) as (url, service), TrickleClient(url) as client:
+    async with serve_processor(Faulty()) as (url, service), ProcessorClient(url) as client:
         with pytest.raises(ClientError, match=message) as caught:
             await client.process_frame(data)
         assert caught.value.status == 500

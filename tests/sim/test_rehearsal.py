@@ -14,7 +14,7 @@ import pytest
 
 from examples.green_tint import GreenTint
 from tests.conftest import REPOSITORY, Speak, pcm, serve_app
-from whisper_byoc.client import ClientError, TrickleClient
+from whisper_byoc.client import ClientError, ProcessorClient
 from whisper_byoc.settings import CapabilitySettings, OrchestratorSettings, Settings
 
 pytestmark = pytest.mark.anyio
@@ -49,7 +49,7 @@ def registering(orchestrator: str, port: int) -> Settings:
     )
 
 
-async def answered(gateway: TrickleClient, data: bytes) -> bytes | None:
+async def answered(gateway: ProcessorClient, data: bytes) -> bytes | None:
     """None while no worker is there."""
     try:
         return await gateway.process_frame(data)
@@ -84,11 +84,11 @@ async def test_a_worker_registers_and_answers_the_tutorials_call(unused_tcp_port
     async with simulation() as (_, orchestrator):
         settings = registering(orchestrator, unused_tcp_port)
         async with serve_app(settings=settings, processor=GreenTint(), port=unused_tcp_port):
-            gateway = TrickleClient(orchestrator, "/live/video-to-video", model_id="GreenTint")
+            gateway = ProcessorClient(orchestrator, "/live/video-to-video", model_id="GreenTint")
             while (tinted := await answered(gateway, bytes([10, 100, 200]))) is None:
                 pass  # it has not registered yet
             assert tinted == bytes([10, 180, 200])
-            other = TrickleClient(orchestrator, "/live/video-to-video", model_id="other")
+            other = ProcessorClient(orchestrator, "/live/video-to-video", model_id="other")
             with pytest.raises(ClientError, match="expected one that is served: GreenTint") as it:
                 await other.process_frame(b"abc")
             assert it.value.status == 404

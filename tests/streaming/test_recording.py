@@ -11,9 +11,11 @@ from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import FRAME_SAMPLES
 from whisper_byoc.settings import StreamingSettings
 from whisper_byoc.streaming.recording import RecordingPlanner, RecordingWindow, split_unheard
+from whisper_byoc.streaming.vad import VoiceRules
 from whisper_byoc.transcript import Word
 
-SETTINGS = StreamingSettings(pre_roll=0.5, endpoint_silence=0.5)
+SETTINGS = StreamingSettings(endpoint_silence=0.5)
+RULES = VoiceRules(pre_roll=0.5)
 FRAMES_PER_SECOND = SAMPLE_RATE / FRAME_SAMPLES
 
 
@@ -28,7 +30,7 @@ def windows_of(
     ]
     num_samples = len(voice) * FRAME_SAMPLES
     samples = (np.arange(num_samples) % 65536 / 65536).astype(np.float32)
-    planner = RecordingPlanner(SETTINGS, max_seconds)
+    planner = RecordingPlanner(SETTINGS, max_seconds, RULES)
     windows = []
     for first in range(0, len(voice), block_frames):
         block = slice(first * FRAME_SAMPLES, (first + block_frames) * FRAME_SAMPLES)
@@ -70,7 +72,7 @@ def test_silence_and_clicks_give_no_window() -> None:
 
 
 def test_a_window_is_given_when_it_is_whole_and_no_later() -> None:
-    planner = RecordingPlanner(SETTINGS, 20.0)
+    planner = RecordingPlanner(SETTINGS, 20.0, RULES)
     silence = np.zeros(FRAME_SAMPLES, dtype=np.float32)
     for _ in range(100):
         assert planner.receive_audio(silence, [0.9]) == []
@@ -81,7 +83,7 @@ def test_a_window_is_given_when_it_is_whole_and_no_later() -> None:
 @pytest.mark.parametrize("seconds", [1.0, 31.0])
 def test_windows_that_whisper_cannot_take_are_refused(seconds: float) -> None:
     with pytest.raises(ValueError, match="expected 2 to 30"):
-        RecordingPlanner(SETTINGS, seconds)
+        RecordingPlanner(SETTINGS, seconds, RULES)
 
 
 @given(
@@ -106,7 +108,7 @@ def test_all_speech_is_in_one_window_and_none_is_too_long(
     for seconds, speech in parts:
         frames = round(seconds * FRAMES_PER_SECOND)
         stop = position + frames * FRAME_SAMPLES
-        if speech and frames >= SETTINGS.min_speech_frames:
+        if speech and frames >= RULES.min_speech_frames:
             assert covered[position:stop].all()
         position = stop
 
@@ -156,4 +158,4 @@ def test_windows_know_where_speech_is() -> None:
     windows, _ = windows_of([(1, False), (3, True), (6, False), (2, True), (1, False)])
     seconds = [len(window.voiced) * FRAME_SAMPLES / SAMPLE_RATE for window in windows]
     assert seconds == pytest.approx([3, 2], abs=0.05)
-    assert windows[1].voiced[0] / SAMPLE_RATE == pytest.approx(SETTINGS.pre_roll, abs=0.05)
+    assert windows[1].voiced[0] / SAMPLE_RATE == pytest.approx(RULES.pre_roll, abs=0.05)

@@ -20,9 +20,11 @@ from whisper_byoc.streaming.transcriber import (
     Transcriber,
     Window,
 )
+from whisper_byoc.streaming.vad import VoiceRules
 from whisper_byoc.transcript import End, Endpoint, EndReason, Event, Failure, Final, Partial, Word
 
-SETTINGS = StreamingSettings(endpoint_silence=0.5, pre_roll=0.3, max_window=8, max_utterance=12)
+SETTINGS = StreamingSettings(endpoint_silence=0.5, max_window=8, max_utterance=12)
+RULES = VoiceRules(pre_roll=0.3)
 FRAMES_PER_SECOND = SAMPLE_RATE / FRAME_SAMPLES
 BLOCK_FRAMES = MAX_BLOCK_SAMPLES // FRAME_SAMPLES
 
@@ -31,7 +33,7 @@ class Stream:
     """Feeds a transcriber with audio whose samples tell their own place in the stream."""
 
     def __init__(self, live: bool = False) -> None:
-        self.transcriber = Transcriber(SETTINGS)
+        self.transcriber = Transcriber(SETTINGS, RULES)
         self.live = live
         self.windows: list[Window] = []
         self.events: list[Event] = []
@@ -41,7 +43,7 @@ class Stream:
     def receive(self, seconds: float, voice: float) -> None:
         """Audio of one kind, decoded as it comes: one word for each second of the stream."""
         frames = round(seconds * FRAMES_PER_SECOND)
-        if voice > SETTINGS.speech_threshold:
+        if voice > RULES.speech_threshold:
             began = self._frames / FRAMES_PER_SECOND
             self._spoken.append((began, began + frames / FRAMES_PER_SECOND))
         for start in range(0, frames, BLOCK_FRAMES):
@@ -145,7 +147,7 @@ def test_a_short_noise_is_no_utterance() -> None:
 
 
 def test_a_hypothesis_without_words_takes_its_partial_back() -> None:
-    transcriber = Transcriber(SETTINGS)
+    transcriber = Transcriber(SETTINGS, RULES)
     block = np.zeros(BLOCK_FRAMES * FRAME_SAMPLES, dtype=np.float32)
     transcriber.receive_audio(block, [0.9] * BLOCK_FRAMES)
     assert transcriber.next_window(live=True) is not None
@@ -204,7 +206,7 @@ def test_a_live_stream_has_final_words_before_its_utterance_is_over() -> None:
 
 def test_a_mode_without_partials_says_nothing_before_the_endpoint() -> None:
     stream = Stream(live=True)
-    stream.transcriber = Transcriber(SETTINGS.model_copy(update={"mode": Mode.FINALS_ONLY}))
+    stream.transcriber = Transcriber(SETTINGS.model_copy(update={"mode": Mode.FINALS_ONLY}), RULES)
     stream.speak(6)
     assert stream.events == []
     stream.pause(1)
@@ -252,7 +254,7 @@ def test_speech_that_a_decoder_leaves_out_is_decoded_by_itself(live: bool) -> No
 
 def test_a_short_sentence_left_out_at_the_end_is_not_cut_away() -> None:
     """The quietest place is behind it."""
-    transcriber = Transcriber(SETTINGS)
+    transcriber = Transcriber(SETTINGS, RULES)
     frames = round(3 * FRAMES_PER_SECOND)
     voice = [0.9 if n < 40 or 55 <= n < 73 else 0.4 for n in range(frames)]
     samples = np.full(frames * FRAME_SAMPLES, 0.5, dtype=np.float32)
@@ -320,7 +322,7 @@ def test_lag_and_dropped_partials_are_counted() -> None:
     stream.speak(6)
     assert 0 < stream.transcriber.final_lag_seconds < 3
     for seconds, made, dropped in ((0.01, 16, 0), (1.0, 6, 8)):
-        transcriber = Transcriber(SETTINGS)
+        transcriber = Transcriber(SETTINGS, RULES)
         for _ in range(round(8 * FRAMES_PER_SECOND)):
             transcriber.receive_audio(np.zeros(FRAME_SAMPLES, dtype=np.float32), [0.9])
             if transcriber.next_window(live=True):
@@ -373,7 +375,7 @@ def test_languages_without_spaces_are_written_without() -> None:
 
 def test_partials_come_as_often_as_they_can_be_afforded() -> None:
     def num_partials(seconds: float) -> int:
-        transcriber = Transcriber(SETTINGS)
+        transcriber = Transcriber(SETTINGS, RULES)
         frame = np.zeros(FRAME_SAMPLES, dtype=np.float32)
         number = 0
         for _ in range(round(8 * FRAMES_PER_SECOND)):
@@ -388,7 +390,7 @@ def test_partials_come_as_often_as_they_can_be_afforded() -> None:
 
 
 def test_one_window_is_out_at_a_time() -> None:
-    transcriber = Transcriber(SETTINGS)
+    transcriber = Transcriber(SETTINGS, RULES)
     block = np.zeros(BLOCK_FRAMES * FRAME_SAMPLES, dtype=np.float32)
     transcriber.receive_audio(block, [0.9] * BLOCK_FRAMES)
     transcriber.receive_end(EndReason.EOF)
@@ -410,7 +412,7 @@ def test_long_speech_is_cut_without_losing_or_doubling_words(seconds: int) -> No
 
 
 def test_audio_waits_when_the_engine_does_not_answer() -> None:
-    transcriber = Transcriber(SETTINGS)
+    transcriber = Transcriber(SETTINGS, RULES)
     block = np.zeros(BLOCK_FRAMES * FRAME_SAMPLES, dtype=np.float32)
     received = 0
     while transcriber.has_room and received < 100:
@@ -424,7 +426,7 @@ def test_audio_waits_when_the_engine_does_not_answer() -> None:
 
 
 def test_closed_utterances_wait_only_to_a_bound() -> None:
-    transcriber = Transcriber(SETTINGS)
+    transcriber = Transcriber(SETTINGS, RULES)
     block = np.zeros(BLOCK_FRAMES * FRAME_SAMPLES, dtype=np.float32)
     received = 0
     while transcriber.has_room and received < 1000:
@@ -455,7 +457,7 @@ def test_what_was_heard_before_bad_audio_is_flushed_first() -> None:
 
 
 def test_the_last_block_may_end_within_a_frame() -> None:
-    transcriber = Transcriber(SETTINGS)
+    transcriber = Transcriber(SETTINGS, RULES)
     transcriber.receive_audio(np.zeros(700, dtype=np.float32), [0.1, 0.1])
     transcriber.receive_end(EndReason.EOF)
     assert transcriber.events_to_send() == [End(0, 700 / SAMPLE_RATE, EndReason.EOF)]

@@ -4,16 +4,17 @@ import pytest
 
 from whisper_byoc.decode import FRAME_SAMPLES
 from whisper_byoc.settings import StreamingSettings
-from whisper_byoc.streaming.vad import SpeechDetector, SpeechEnd, SpeechStart
+from whisper_byoc.streaming.vad import SpeechDetector, SpeechEnd, SpeechStart, VoiceRules
 
-SETTINGS = StreamingSettings(endpoint_silence=0.5, pre_roll=0.3)
+SETTINGS = StreamingSettings(endpoint_silence=0.5)
+RULES = VoiceRules(pre_roll=0.3)
 SPEECH, UNSURE, SILENCE = 0.9, 0.4, 0.1
 PRE_ROLL = 4800
 ENDPOINT_FRAMES = 16  # 0.5 s is 15.6 frames
 
 
 def detect(*values: float) -> list[SpeechStart | SpeechEnd]:
-    return SpeechDetector(SETTINGS).receive_probabilities(values)
+    return SpeechDetector(SETTINGS, RULES).receive_probabilities(values)
 
 
 def test_silence_changes_nothing() -> None:
@@ -57,7 +58,7 @@ def test_the_pre_roll_does_not_reach_into_the_previous_utterance() -> None:
 
 @pytest.mark.parametrize("num_frames", [1, 7], ids=["at once", "after some frames"])
 def test_speech_can_be_ended_from_outside(num_frames: int) -> None:
-    detector = SpeechDetector(SETTINGS)
+    detector = SpeechDetector(SETTINGS, RULES)
     detector.receive_probabilities([SPEECH] * num_frames)
     assert detector.in_speech
     assert detector.end_speech() == SpeechEnd(num_frames * FRAME_SAMPLES)

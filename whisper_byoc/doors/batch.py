@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from whisper_byoc.doors.dialects import Dialect, OpenAi, Pipeline, Plain, Reply
+from whisper_byoc.doors.dialects import Answer, Dialect, OpenAi, Pipeline, Plain
 from whisper_byoc.doors.errors import error_headers, status_of
 from whisper_byoc.doors.requests import (
     MODEL_HEADER,
@@ -30,6 +30,7 @@ from whisper_byoc.doors.requests import (
 )
 from whisper_byoc.doors.uploads import Fields, Upload, open_upload
 from whisper_byoc.errors import (
+    RETRY_AFTER_SECONDS,
     BadMessage,
     DecodeError,
     Draining,
@@ -40,13 +41,13 @@ from whisper_byoc.errors import (
 from whisper_byoc.jobs.job import Job
 from whisper_byoc.jobs.options import JobOptions, Options
 from whisper_byoc.service import Service
+from whisper_byoc.settings import own_model_name
 from whisper_byoc.transcript import OCTETS, End, EndReason, Event, Failure, PayloadWriter, Writer
 
 OPENAI_MODEL = "whisper-1"
-_RETRY_AFTER_SECONDS = 5
 
 
-class Door:
+class BatchEndpoint:
     """A family of paths, as an ASGI application."""
 
     def __init__(self, dialect: Dialect) -> None:
@@ -82,7 +83,7 @@ class Exchange:
             if self._begun is not None:
                 await self._break_off(self._begun, error)
             elif not self._done:
-                document = self._dialect.problem(error)
+                document = self._dialect.error_body(error)
                 await self._respond(JSONResponse(document, status_of(error), error_headers(error)))
 
     async def _run(self) -> None:
@@ -108,8 +109,7 @@ class Exchange:
         at: clients have to name something. Raises UnknownModel and NotReady."""
         asked = self._request.headers.get(MODEL_HEADER, "")
         served = self._service.jobs.kind.model_names
-        name = asked.removeprefix("openai/").removeprefix("whisper-")
-        if asked in ("", OPENAI_MODEL, *served) or name in served:
+        if asked in ("", OPENAI_MODEL, *served) or own_model_name(asked) in served:
             return
         raise UnknownModel(asked, served)
 
@@ -128,15 +128,15 @@ class Exchange:
             # The inner group ends what reads the upload before that is closed.
             async with upload as parts, asyncio.TaskGroup() as feeding:
                 if jobs.draining:
-                    raise Draining(_RETRY_AFTER_SECONDS)
+                    raise Draining(RETRY_AFTER_SECONDS)
                 if values := _given(options, parts.fields):
                     jobs.change(job, values)
-                reply = self._reply({**query, **parts.fields}, job.options)
+                answer = self._answer_form({**query, **parts.fields}, job.options)
                 feed = feeding.create_task(_feed(job, parts))
-                if reply.streamed:
-                    await self._stream(job, reply)
+                if answer.streamed:
+                    await self._stream(job, answer)
                 else:
-                    response = await self._whole(job, reply)
+                    response = await self._whole(job, answer)
                 feed.cancel()
         if response is not None:  # now that nothing is left of the request
             await self._respond(response)
@@ -144,12 +144,12 @@ class Exchange:
     async def _answer_nothing(self, options: Options, query: Fields) -> None:
         """An empty body is a keepalive: it takes no place among the jobs."""
         self._service.jobs.kind.check(options)
-        reply = self._reply(query, options)
+        answer = self._answer_form(query, options)
         if isinstance(options, JobOptions) and not self._dialect.takes_nothing:
             raise BadMessage("empty", "a file named audio or file, or base64 in audio")
-        body = reply.writer.begin()
-        end = reply.writer.write(End(0, 0.0, EndReason.EOF))
-        await self._respond(Response(_bytes(body) + _bytes(end), headers=self._headers(reply)))
+        body = answer.writer.begin()
+        end = answer.writer.write(End(0, 0.0, EndReason.EOF))
+        await self._respond(Response(_bytes(body) + _bytes(end), headers=self._headers(answer)))
 
     @asynccontextmanager
     async def _job(self, options: Options) -> AsyncIterator[Job]:
@@ -166,22 +166,22 @@ class Exchange:
             job.keep_alive()
             await asyncio.sleep(self._idle_seconds / 4)
 
-    def _reply(self, fields: Fields, options: Options) -> Reply:
+    def _answer_form(self, fields: Fields, options: Options) -> Answer:
         if isinstance(options, JobOptions):
             accept = self._request.headers.get("Accept")
-            return self._dialect.reply(fields, accept, words=options.words)
-        return Reply(OCTETS, PayloadWriter())
+            return self._dialect.answer(fields, accept, words=options.words)
+        return Answer(OCTETS, PayloadWriter())
 
-    async def _whole(self, job: Job, reply: Reply) -> Response:
-        body = bytearray(_bytes(reply.writer.begin()))
+    async def _whole(self, job: Job, answer: Answer) -> Response:
+        body = bytearray(_bytes(answer.writer.begin()))
         async for event in job.log.read():
             assert event is not None, "read without an idle time"
             _check(job, event)
-            body += _bytes(reply.writer.write(event))
-        headers = self._headers(reply, job, whole=True)
+            body += _bytes(answer.writer.write(event))
+        headers = self._headers(answer, job, whole=True)
         return Response(bytes(body), headers=headers)
 
-    async def _stream(self, job: Job, reply: Reply) -> None:
+    async def _stream(self, job: Job, answer: Answer) -> None:
         """The first event, or a while without one, begins the answer: until then what goes wrong
         still has a status."""
         idle_seconds = self._service.settings.jobs.keepalive_seconds
@@ -189,19 +189,19 @@ class Exchange:
             if self._begun is None:
                 if event is not None:
                     _check(job, event)
-                await self._begin(job, reply)
-            text = reply.writer.keepalive() if event is None else reply.writer.write(event)
+                await self._begin(job, answer)
+            text = answer.writer.keepalive() if event is None else answer.writer.write(event)
             self._next_seq = self._next_seq if event is None else event.seq + 1
             if isinstance(event, End):
                 await self._finish(_bytes(text))
             elif text:
                 await self._write(_bytes(text))
 
-    async def _begin(self, job: Job, reply: Reply) -> None:
-        self._begun = reply.writer
-        headers = Headers({**self._headers(reply, job), "X-Accel-Buffering": "no"}).raw
+    async def _begin(self, job: Job, answer: Answer) -> None:
+        self._begun = answer.writer
+        headers = Headers({**self._headers(answer, job), "X-Accel-Buffering": "no"}).raw
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        await self._write(_bytes(reply.writer.begin()))
+        await self._write(_bytes(answer.writer.begin()))
 
     async def _break_off(self, writer: Writer, error: ServiceError) -> None:
         """Tell it as events: whoever relays the answer waits for its last line."""
@@ -221,7 +221,7 @@ class Exchange:
         await response(self._request.scope, self._request.receive, self._send)
 
     def _headers(
-        self, reply: Reply, job: Job | None = None, *, whole: bool = False
+        self, answer: Answer, job: Job | None = None, *, whole: bool = False
     ) -> dict[str, str]:
         """whole: when the job has ended, so that its account is known."""
         model = model_header(self._service, job)
@@ -231,7 +231,7 @@ class Exchange:
             metadata["duration"] = round(job.audio_seconds, 3)
             metadata["rtf"] = round(decoding / job.audio_seconds, 4)
         return {
-            "Content-Type": reply.content_type,
+            "Content-Type": answer.content_type,
             "Cache-Control": "no-store",
             **model,
             "X-Metadata": json.dumps(metadata),
@@ -248,7 +248,7 @@ def _check(job: Job, event: Event) -> None:
     if isinstance(event, Failure):
         raise job.failure or DecodeError(event.message)
     if isinstance(event, End) and event.reason is EndReason.SHUTDOWN:
-        raise Draining(_RETRY_AFTER_SECONDS)  # the end of its body was not waited for
+        raise Draining(RETRY_AFTER_SECONDS)  # the end of its body was not waited for
 
 
 def _given(options: Options, fields: Fields) -> Fields:
@@ -278,7 +278,7 @@ class CapabilityRoute(Route):
         return match, child_scope
 
 
-plain, pipeline, openai = Door(Plain()), Door(Pipeline()), Door(OpenAi())
+plain, pipeline, openai = BatchEndpoint(Plain()), BatchEndpoint(Pipeline()), BatchEndpoint(OpenAi())
 
 routes = [
     *(Route(path, plain, methods=["POST"]) for path in ("/", "/transcribe", "/run", "/process")),

@@ -12,8 +12,9 @@ from whisper_byoc.doors.uploads import Fields
 from whisper_byoc.errors import InvalidOption, ServiceError
 from whisper_byoc.transcript import (
     CONTENT_TYPES,
-    DONE,
     MAX_LINE_BYTES,
+    SSE_DONE,
+    SSE_KEEPALIVE,
     WRITERS,
     End,
     Event,
@@ -24,11 +25,12 @@ from whisper_byoc.transcript import (
     Writer,
     choose_format,
     join_words,
+    sse_data,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class Answer:
     """How the caller wants the transcript; streamed: as it becomes final."""
 
     content_type: str
@@ -43,11 +45,11 @@ class Dialect(ABC):
     """Whether a request without a body is answered as one of silence."""
 
     @abstractmethod
-    def reply(self, fields: Fields, accept: str | None, *, words: bool) -> Reply:
+    def answer(self, fields: Fields, accept: str | None, *, words: bool) -> Answer:
         """Raises InvalidOption."""
 
     @abstractmethod
-    def problem(self, error: ServiceError) -> dict[str, Any]:
+    def error_body(self, error: ServiceError) -> dict[str, Any]:
         """The document that tells of an error."""
 
 
@@ -56,7 +58,7 @@ class Plain(Dialect):
 
     takes_nothing = True
 
-    def reply(self, fields: Fields, accept: str | None, *, words: bool) -> Reply:
+    def answer(self, fields: Fields, accept: str | None, *, words: bool) -> Answer:
         streamed = flag("stream", _text(fields, "stream"))
         named = _choice(fields, ("response_format", "format"), [*Format, "verbose_json"])
         if streamed:
@@ -68,9 +70,9 @@ class Plain(Dialect):
             if chosen is Format.SSE and streamed is False:
                 chosen = Format.JSON
         writer = WRITERS[chosen](words=words)
-        return Reply(CONTENT_TYPES[chosen], writer, chosen is Format.SSE)
+        return Answer(CONTENT_TYPES[chosen], writer, chosen is Format.SSE)
 
-    def problem(self, error: ServiceError) -> dict[str, Any]:
+    def error_body(self, error: ServiceError) -> dict[str, Any]:
         return error_document(error.code, str(error))
 
 
@@ -79,15 +81,15 @@ class Pipeline(Dialect):
 
     takes_nothing = False
 
-    def reply(self, fields: Fields, accept: str | None, *, words: bool) -> Reply:
+    def answer(self, fields: Fields, accept: str | None, *, words: bool) -> Answer:
         # An empty value asks for none, as with ai-runner.
         given = fields.get("return_timestamps", "true")
         value = str(given).lower()
         if value not in ("", "true", "false", "word", "sentence"):
             raise InvalidOption("return_timestamps", value, "true, false, word or sentence")
-        return Reply(CONTENT_TYPES[Format.JSON], ChunksWriter(value))
+        return Answer(CONTENT_TYPES[Format.JSON], ChunksWriter(value))
 
-    def problem(self, error: ServiceError) -> dict[str, Any]:
+    def error_body(self, error: ServiceError) -> dict[str, Any]:
         return {"detail": {"msg": str(error)}}
 
 
@@ -119,21 +121,21 @@ class OpenAi(Dialect):
     takes_nothing = False
     _FORMATS: ClassVar = {"text": Format.TEXT, "srt": Format.SRT, "vtt": Format.VTT}
 
-    def reply(self, fields: Fields, accept: str | None, *, words: bool) -> Reply:
+    def answer(self, fields: Fields, accept: str | None, *, words: bool) -> Answer:
         known = ("json", "verbose_json", *self._FORMATS)
         named = _choice(fields, ("response_format",), known) or "json"
         details = _choices(fields, "timestamp_granularities", ("word", "segment")) or ["segment"]
         if flag("stream", _text(fields, "stream")):
-            return Reply(CONTENT_TYPES[Format.SSE], DeltaWriter(), streamed=True)
+            return Answer(CONTENT_TYPES[Format.SSE], DeltaWriter(), streamed=True)
         if named in self._FORMATS:
             chosen = self._FORMATS[named]
-            return Reply(CONTENT_TYPES[chosen], WRITERS[chosen]())
+            return Answer(CONTENT_TYPES[chosen], WRITERS[chosen]())
         if named == "json":
             details = []
         task = str(fields.get("task") or "transcribe")
-        return Reply(CONTENT_TYPES[Format.JSON], OpenAiWriter(task, details))
+        return Answer(CONTENT_TYPES[Format.JSON], OpenAiWriter(task, details))
 
-    def problem(self, error: ServiceError) -> dict[str, Any]:
+    def error_body(self, error: ServiceError) -> dict[str, Any]:
         kind = "invalid_request_error" if status_of(error) < 500 else "server_error"
         param = error.name if isinstance(error, InvalidOption) else None
         return openai_problem(error.code, str(error), kind, param)
@@ -195,13 +197,13 @@ class DeltaWriter(Writer):
                 self._failed = True
                 return self._event(openai_problem(event.code, event.message))
             case End() if self._failed:
-                return f"data: {DONE}\n\n"
+                return SSE_DONE
             case End():
-                return self._done() + f"data: {DONE}\n\n"
+                return self._done() + SSE_DONE
         return ""
 
     def keepalive(self) -> str:
-        return ": keepalive\n\n"
+        return SSE_KEEPALIVE
 
     def _done(self) -> str:
         done = self._event({"type": "transcript.text.done", "text": self._text})
@@ -213,7 +215,7 @@ class DeltaWriter(Writer):
     @staticmethod
     def _event(document: Mapping[str, Any]) -> str:
         line = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
-        return "data: " + line.replace(DONE, "\\u005bDONE]") + "\n\n"
+        return sse_data(line)
 
 
 def _choice(fields: Fields, names: Sequence[str], known: Sequence[str]) -> str | None:

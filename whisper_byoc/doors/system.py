@@ -35,7 +35,7 @@ async def version(request: Request) -> JSONResponse:
             "name": "whisper-byoc",
             "version": VERSION,
             **_identity(service),
-            "engine": engine.kind if engine else "processor",
+            "engine": "batched" if engine else "processor",
             "models": [
                 {
                     "name": model.name,

@@ -30,7 +30,6 @@ from whisper_byoc.inference.decoding import Decode, Decoded, Rules, Window, deco
 from whisper_byoc.inference.ladder import TEMPERATURES, find_trip
 from whisper_byoc.inference.network import MAX_FRAMES, Ask, Dimensions, Feed
 from whisper_byoc.inference.precision import Branch, choose_branch, open_network
-from whisper_byoc.inference.reference import APPENDED, PREPENDED
 from whisper_byoc.transcript import UNSPACED, Word
 
 FRAMES_PER_SECOND = 50
@@ -44,6 +43,9 @@ _USUAL_FLOORS = (-1.5, -1.0, -0.5)
 """Of everything from silence to speech at full volume."""
 _MULTILINGUAL_VOCABULARY = 51865
 MAX_BATCH = 16
+PREPENDED = "\"'“¿([{-"
+APPENDED = "\"'.。,，!！?？:：”)]}、"
+"""Punctuation that belongs to the following and to the preceding word (whisper/timing.py)."""
 MAX_BATCH_CUDA = 64
 """Windows decoded together: a stream waits for the slowest of them."""
 

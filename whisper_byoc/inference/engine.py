@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from whisper_byoc.audio.pcm import PcmDecoder
 from whisper_byoc.decode import DecodeRequest, Hypothesis
 from whisper_byoc.errors import ConfigurationError, DecodeError, InvalidOption
 from whisper_byoc.inference.batch_thread import BatchThread
 from whisper_byoc.inference.batched import BatchedModel
 from whisper_byoc.inference.model import Model
-from whisper_byoc.inference.reference import ReferenceModel
-from whisper_byoc.settings import Device, EngineKind, ModelSettings
+from whisper_byoc.settings import Device, ModelSettings
 from whisper_byoc.weights.accepting import find_weights
 
 WARM_UP_TEXT = "the quick brown fox jumps over the lazy dog"
@@ -31,8 +31,7 @@ class Engine:
     A job awaits `decode` with at most one window at a time; earliest deadline goes first.
     """
 
-    def __init__(self, kind: str, models: Sequence[Model]) -> None:
-        self.kind = kind
+    def __init__(self, models: Sequence[Model]) -> None:
         self._models = {model.name: model for model in models}
         self._thread = BatchThread(
             "engine", self._compute, max(model.max_batch for model in models)
@@ -98,7 +97,7 @@ def read_warm_up_clip() -> NDArray[np.float32]:
         wave.open(str(path)) as clip,
     ):
         audio = clip.readframes(clip.getnframes())
-    return np.frombuffer(audio, dtype="<i2").astype(np.float32) / np.float32(32768)
+    return PcmDecoder().receive_bytes(audio)
 
 
 @asynccontextmanager
@@ -107,13 +106,13 @@ async def open_engine(settings: ModelSettings) -> AsyncIterator[Engine]:
 
     Raises MissingModel when weights are absent or damaged.
     """
-    engine = Engine(settings.engine, await asyncio.to_thread(load_models, settings))
+    engine = Engine(await asyncio.to_thread(load_models, settings))
     async with engine.serve():
         yield engine
 
 
 def load_models(settings: ModelSettings) -> list[Model]:
-    """Every model that the settings name, in their engine and on their device.
+    """Every model that the settings name, on their device.
 
     Raises MissingModel, and ConfigurationError when CUDA is asked for and not there.
     """
@@ -121,12 +120,7 @@ def load_models(settings: ModelSettings) -> list[Model]:
     device = choose_device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    if settings.engine is EngineKind.REFERENCE:
-        return [ReferenceModel(name, path, device) for name, path in paths.items()]
-    return [
-        BatchedModel(name, path, device, full_padding=settings.full_padding)
-        for name, path in paths.items()
-    ]
+    return [BatchedModel(name, path, device) for name, path in paths.items()]
 
 
 def choose_device(device: Device) -> str:

@@ -3,11 +3,9 @@
 Thresholds and temperatures are those of openai-whisper's `transcribe`.
 """
 
-from whisper_byoc.decode import Trip
+from whisper_byoc.decode import MAX_NO_SPEECH_PROBABILITY, MIN_AVG_LOGPROB, Trip
 from whisper_byoc.loops import is_loop
 
-MIN_AVG_LOGPROB = -1.0
-MAX_NO_SPEECH_PROBABILITY = 0.6
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-HEAD_WIDTH = 64
-"""Of every Whisper model."""
+from whisper_byoc.weights.ctranslate2 import HEAD_WIDTH as HEAD_WIDTH
+
 MAX_FRAMES = 1500
 """30 s: Whisper's positional table."""
 NUM_TIMESTAMPS = 1501

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
-from whisper_byoc.errors import Draining, JobEnded, TooManyJobs, UnknownJob
+from whisper_byoc.errors import RETRY_AFTER_SECONDS, Draining, JobEnded, TooManyJobs, UnknownJob
 from whisper_byoc.jobs.job import Job, check_job_id
 from whisper_byoc.jobs.options import Options
 from whisper_byoc.metrics import Metrics
@@ -15,8 +15,6 @@ from whisper_byoc.settings import Settings
 from whisper_byoc.transcript import EndReason
 
 logger = logging.getLogger(__name__)
-
-_RETRY_AFTER_SECONDS = 5
 
 
 class JobKind(Protocol):
@@ -114,10 +112,10 @@ class Jobs:
         if job_id in self._ended and not again:
             raise JobEnded(job_id)
         if self.draining or self._group is None:
-            raise Draining(_RETRY_AFTER_SECONDS)
+            raise Draining(RETRY_AFTER_SECONDS)
         if len(self._running) >= self._settings.jobs.max_jobs:
             self._metrics.jobs_refused.inc()
-            raise TooManyJobs(_RETRY_AFTER_SECONDS, len(self._running))
+            raise TooManyJobs(RETRY_AFTER_SECONDS, len(self._running))
         self.kind.check(options)
         self._ended.pop(job_id, None)
         job = self.kind.make(job_id, options)

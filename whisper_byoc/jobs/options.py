@@ -7,7 +7,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from whisper_byoc.decode import Task
 from whisper_byoc.errors import InvalidOption
-from whisper_byoc.settings import Mode, StreamingSettings
+from whisper_byoc.settings import (
+    EndpointSilence,
+    MaxUtterance,
+    Mode,
+    PartialInterval,
+    StreamingSettings,
+)
 
 MAX_PROMPT_CHARACTERS = 1000
 MAX_KEYTERMS = 100
@@ -59,9 +65,9 @@ class JobOptions(Options):
     prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARACTERS)
     keyterms: tuple[str, ...] = Field((), max_length=MAX_KEYTERMS)
     words: bool = True
-    endpoint_silence: float | None = Field(None, ge=0.1, le=5, allow_inf_nan=False)
-    partial_interval: float | None = Field(None, ge=0.1, le=10, allow_inf_nan=False)
-    max_utterance: float | None = Field(None, ge=5, le=28, allow_inf_nan=False)
+    endpoint_silence: EndpointSilence | None = None
+    partial_interval: PartialInterval | None = None
+    max_utterance: MaxUtterance | None = None
 
     @field_validator("language", mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from typing import Any
 from whisper_byoc.audio.content_types import format_of_content_type
 from whisper_byoc.audio.formats import AudioFormat
 from whisper_byoc.errors import (
+    RETRY_AFTER_SECONDS,
     Draining,
     InvalidOption,
     RequestError,
@@ -26,7 +27,6 @@ from whisper_byoc.transcript import EndReason
 
 logger = logging.getLogger(__name__)
 
-_RETRY_AFTER_SECONDS = 5
 _CUT_OFF_SECONDS = 0.25
 """On top of what a stop may take: it is to be answered in any case."""
 
@@ -71,12 +71,12 @@ class Sessions:
         if running is not None:
             if running.request == request and not running.stopping.is_set():
                 return running
-            raise StreamExists(_RETRY_AFTER_SECONDS, request.stream_id)
+            raise StreamExists(RETRY_AFTER_SECONDS, request.stream_id)
         capacity = self._settings.capability.capacity or self._settings.jobs.max_jobs
         if self._group is None:
-            raise Draining(_RETRY_AFTER_SECONDS)
+            raise Draining(RETRY_AFTER_SECONDS)
         if len(self._running) >= capacity:
-            raise TooManyJobs(_RETRY_AFTER_SECONDS, len(self._running))
+            raise TooManyJobs(RETRY_AFTER_SECONDS, len(self._running))
         audio_format = _audio_format(request.params)
         session = Session(
             request,
@@ -134,7 +134,7 @@ class Sessions:
         options = defaults.changed(known_options(defaults, request.params))
         before = self._jobs.find(request.job_id)
         if before is not None and before.state is not JobState.ENDED:
-            raise StreamExists(_RETRY_AFTER_SECONDS, request.stream_id)
+            raise StreamExists(RETRY_AFTER_SECONDS, request.stream_id)
         # The same stream may come once more, after a swap and back.
         return self._jobs.open(request.job_id, options, again=True)
 

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whisper_byoc.audio.formats import SAMPLE_RATE
-from whisper_byoc.decode import FRAME_SAMPLES, Hypothesis
+from whisper_byoc.decode import (
+    FRAME_SAMPLES,
+    MAX_NO_SPEECH_PROBABILITY,
+    MIN_AVG_LOGPROB,
+    Hypothesis,
+)
 from whisper_byoc.loops import is_loop, outside_loops
 from whisper_byoc.transcript import Word
-
-NO_SPEECH_PROBABILITY = 0.6
-MIN_AVG_LOGPROB = -1.0
-"""Whisper's own thresholds (openai-whisper, transcribe.py)."""
 
 MIN_LONE_PROBABILITY = 0.35
 """Of a single word in what is probably no speech: "you" in music and noise has 0.06 to 0.28, said
@@ -23,10 +24,12 @@ by somebody 0.41 and more (docs/streaming.md)."""
 
 _ENERGY_WINDOW = round(0.08 * SAMPLE_RATE)
 _ENERGY_STEP = round(0.01 * SAMPLE_RATE)
-_BEFORE_WORD_END = 0.2
-_AFTER_WORD_END = 0.1
-"""Attention puts word ends 0.10 s late on average, p5 -0.06 s, p95 +0.22 s (streaming notes)."""
-_WORD_END_MARGIN = 0.3
+BEFORE_WORD_END = 0.2
+AFTER_WORD_END = 0.1
+"""Seconds around a word's end in which a cut is looked for: attention puts ends 0.10 s late on
+average, p5 -0.06 s, p95 +0.22 s."""
+WORD_END_MARGIN = 0.3
+"""Seconds by which the times of words may be wrong."""
 _BEFORE_SPEECH, _AFTER_SPEECH = 0.06, 0.1
 _EARLIEST_CUT = 0.4
 _LIVE_EDGE_SECONDS = 1.0
@@ -37,7 +40,7 @@ def believed(hypothesis: Hypothesis) -> Hypothesis:
     no speech, or a single word that is improbable when it nearly does; of a loop that no retry
     broke, every round but the first.
     """
-    silent = hypothesis.no_speech_prob > NO_SPEECH_PROBABILITY
+    silent = hypothesis.no_speech_prob > MAX_NO_SPEECH_PROBABILITY
     lone = len(hypothesis.words) == 1 and hypothesis.words[0].probability < MIN_LONE_PROBABILITY
     if silent and (lone or hypothesis.avg_logprob < MIN_AVG_LOGPROB):
         return replace(hypothesis, text="", words=())
@@ -88,7 +91,7 @@ def unheard(voiced: Iterable[int], end: float) -> list[int]:
     """The frames of speech that begin behind the end of the last word, which is in seconds.
 
     A decoder without timestamps may end a text at a change of speaker, and stay at it."""
-    first = (end + _WORD_END_MARGIN) * SAMPLE_RATE
+    first = (end + WORD_END_MARGIN) * SAMPLE_RATE
     return [place for place in voiced if place >= first]
 
 
@@ -113,8 +116,8 @@ def choose_cut(samples: NDArray[np.float32], words: Sequence[Word]) -> Cut:
     for index, (word, following) in enumerate(pairwise(words)):
         if not (word.end >= seconds * _EARLIEST_CUT and following.start <= latest):
             continue
-        stop = max(word.end + _AFTER_WORD_END, following.start)
-        sample, energy = quietest(samples, word.end - _BEFORE_WORD_END, stop)
+        stop = max(word.end + AFTER_WORD_END, following.start)
+        sample, energy = quietest(samples, word.end - BEFORE_WORD_END, stop)
         if best is None or energy < best[0]:
             best = energy, Cut(sample, index + 1)
     if best is not None:

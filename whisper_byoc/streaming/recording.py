@@ -10,17 +10,15 @@ from numpy.typing import NDArray
 from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import FRAME_SAMPLES, MAX_WINDOW_SECONDS
 from whisper_byoc.settings import StreamingSettings
-from whisper_byoc.streaming.hypothesis import quietest
+from whisper_byoc.streaming.hypothesis import WORD_END_MARGIN, quietest
 from whisper_byoc.streaming.transcriber import SampleBuffer
-from whisper_byoc.streaming.vad import SpeechDetector, SpeechEnd, SpeechStart
+from whisper_byoc.streaming.vad import MEASURED, SpeechDetector, SpeechEnd, SpeechStart, VoiceRules
 from whisper_byoc.transcript import Word
 
 MAX_PAUSE_SECONDS = 2.0
 """Speech on both sides of a longer pause is not decoded in one window."""
 _UNHEARD_SECONDS = 1.0
 """Of speech between two words that make a gap."""
-_GAP_MARGIN = 0.3
-"""Seconds by which the times of words may be wrong."""
 _LEAST_PART = SAMPLE_RATE // 2
 
 
@@ -53,7 +51,7 @@ def split_unheard(window: RecordingWindow, words: Sequence[Word]) -> list[Record
     starts = [*(word.start for word in words), seconds]
     gaps = []
     for end, start in zip(ends, starts, strict=True):
-        first, last = (end + _GAP_MARGIN) * SAMPLE_RATE, (start - _GAP_MARGIN) * SAMPLE_RATE
+        first, last = (end + WORD_END_MARGIN) * SAMPLE_RATE, (start - WORD_END_MARGIN) * SAMPLE_RATE
         voiced = sum(first <= place and place + FRAME_SAMPLES <= last for place in window.voiced)
         gaps.append((voiced * FRAME_SAMPLES / SAMPLE_RATE, end, start))
     unheard, end, start = max(gaps)
@@ -80,12 +78,14 @@ class RecordingPlanner:
     its quietest place. Holds the audio of one window and of what `receive_audio` brings.
     """
 
-    def __init__(self, settings: StreamingSettings, max_seconds: float) -> None:
+    def __init__(
+        self, settings: StreamingSettings, max_seconds: float, rules: VoiceRules = MEASURED
+    ) -> None:
         if not 2 <= max_seconds <= MAX_WINDOW_SECONDS:
             raise ValueError(f"max_seconds is {max_seconds}, expected 2 to {MAX_WINDOW_SECONDS}")
-        self._settings = settings
+        self._rules = rules
         self._max_samples = round(max_seconds * SAMPLE_RATE)
-        self._detector = SpeechDetector(settings)
+        self._detector = SpeechDetector(settings, rules)
         self._audio = SampleBuffer()
         self._group: tuple[int, int] | None = None
         self._open: int | None = None
@@ -102,7 +102,7 @@ class RecordingPlanner:
             self._audio.append(samples[index * FRAME_SAMPLES : (index + 1) * FRAME_SAMPLES])
             for change in self._detector.receive_probabilities([value]):
                 self._receive_change(change)
-            if value >= self._settings.speech_threshold:
+            if value >= self._rules.speech_threshold:
                 self._num_speech_frames += 1
                 self._voiced.append(self._audio.end - FRAME_SAMPLES)
             if self._open is not None and self._audio.end - self._open >= self._max_samples:
@@ -110,7 +110,7 @@ class RecordingPlanner:
         if self._group is not None and self._open is None:
             pause = self._audio.end - self._group[1]
             # Speech that begins now would bring its pre-roll with it.
-            if pause > (MAX_PAUSE_SECONDS + self._settings.pre_roll) * SAMPLE_RATE:
+            if pause > (MAX_PAUSE_SECONDS + self._rules.pre_roll) * SAMPLE_RATE:
                 self._flush()
         self._drop_audio()
         return self._taken()
@@ -129,7 +129,7 @@ class RecordingPlanner:
                 self._num_speech_frames = 0
             case SpeechEnd(end):
                 assert self._open is not None
-                if self._num_speech_frames >= self._settings.min_speech_frames:
+                if self._num_speech_frames >= self._rules.min_speech_frames:
                     self._add(self._open, min(end, self._audio.end))
                 self._open = None
 
@@ -153,7 +153,7 @@ class RecordingPlanner:
         self._windows.append(self._window(start, start + place))
         self._open = start + place
         # What remains is speech, however short it turns out to be.
-        self._num_speech_frames = self._settings.min_speech_frames
+        self._num_speech_frames = self._rules.min_speech_frames
 
     def _flush(self) -> None:
         if self._group is not None:
@@ -173,7 +173,7 @@ class RecordingPlanner:
 
     def _drop_audio(self) -> None:
         """Keep the windows that are not whole yet, and the pre-roll of speech that may begin."""
-        pre_roll = round(self._settings.pre_roll * SAMPLE_RATE) + FRAME_SAMPLES
+        pre_roll = self._rules.pre_roll_samples + FRAME_SAMPLES
         needed = self._audio.end - pre_roll
         if self._open is not None:
             needed = min(needed, self._open)

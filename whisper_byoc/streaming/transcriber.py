@@ -16,6 +16,8 @@ from whisper_byoc.decode import FRAME_SAMPLES, MAX_WINDOW_SECONDS, Hypothesis, T
 from whisper_byoc.settings import Mode, StreamingSettings
 from whisper_byoc.streaming.commit import BALANCED, LOW_LATENCY, Heard, num_to_commit
 from whisper_byoc.streaming.hypothesis import (
+    AFTER_WORD_END,
+    BEFORE_WORD_END,
     Cut,
     believed,
     choose_cut,
@@ -23,7 +25,7 @@ from whisper_byoc.streaming.hypothesis import (
     quietest,
     unheard,
 )
-from whisper_byoc.streaming.vad import SpeechDetector, SpeechEnd, SpeechStart
+from whisper_byoc.streaming.vad import MEASURED, SpeechDetector, SpeechEnd, SpeechStart, VoiceRules
 from whisper_byoc.transcript import (
     End,
     Endpoint,
@@ -51,8 +53,6 @@ _UNHEARD_FRAMES = 31
 """Of speech (1 s) behind the last word of a hypothesis, beyond which it is decoded apart."""
 _UNHEARD_FRAMES_AT_END = 16
 _LEAST_PROGRESS = SAMPLE_RATE // 2
-_BEFORE_END, _AFTER_END = 0.2, 0.1
-"""Seconds around a word's end in which a cut is looked for: attention puts ends 0.1 s late."""
 
 
 class Purpose(Enum):
@@ -140,9 +140,10 @@ class Transcriber:
     `events_to_send`. At most one window is out at a time. After the `End` event nothing changes.
     """
 
-    def __init__(self, settings: StreamingSettings) -> None:
+    def __init__(self, settings: StreamingSettings, rules: VoiceRules = MEASURED) -> None:
         self._settings = settings
-        self._detector = SpeechDetector(settings)
+        self._rules = rules
+        self._detector = SpeechDetector(settings, rules)
         self._audio = SampleBuffer()
         self._open: _Utterance | None = None
         self._closed: deque[_Utterance] = deque()
@@ -195,7 +196,7 @@ class Transcriber:
             self._audio.append(frame)
             for change in self._detector.receive_probabilities([value]):
                 self._receive_change(change)
-            if self._open is not None and value >= self._settings.speech_threshold:
+            if self._open is not None and value >= self._rules.speech_threshold:
                 self._open.speech_frames.append(frame_start)
         self._drop_audio()
 
@@ -327,7 +328,7 @@ class Transcriber:
                     self._closed.append(utterance)
 
     def _enough_speech(self, utterance: _Utterance) -> bool:
-        return len(utterance.speech_frames) >= self._settings.min_speech_frames
+        return len(utterance.speech_frames) >= self._rules.min_speech_frames
 
     def _take(self, purpose: Purpose, utterance: _Utterance, end: int) -> Window:
         samples = self._audio.copy(utterance.start, end)
@@ -389,7 +390,7 @@ class Transcriber:
         left_out = unheard(voiced, end)
         if len(left_out) < most:
             return None
-        cut, _ = quietest(window.samples, end - _AFTER_END, left_out[0] / SAMPLE_RATE)
+        cut, _ = quietest(window.samples, end - AFTER_WORD_END, left_out[0] / SAMPLE_RATE)
         return None if cut < _LEAST_PROGRESS else window.start + cut
 
     def _go_on_behind(self, utterance: _Utterance, window: Window, words: tuple[Word, ...]) -> bool:
@@ -414,7 +415,7 @@ class Transcriber:
         places = []
         for end in ends:
             seconds = (end - utterance.start) / SAMPLE_RATE
-            place, energy = quietest(samples, seconds - _BEFORE_END, seconds + _AFTER_END)
+            place, energy = quietest(samples, seconds - BEFORE_WORD_END, seconds + AFTER_WORD_END)
             places.append((energy, utterance.start + place, end))
         _, cut, last = min(places)
         utterance.start = cut
@@ -432,7 +433,7 @@ class Transcriber:
         cut = choose_cut(window.samples, words)
         if utterance.committed and window.start + cut.sample < utterance.committed[-1][1]:
             end = (utterance.committed[-1][1] - window.start) / SAMPLE_RATE
-            cut = Cut(quietest(window.samples, end - _BEFORE_END, end + _AFTER_END)[0], 0)
+            cut = Cut(quietest(window.samples, end - BEFORE_WORD_END, end + AFTER_WORD_END)[0], 0)
         self._send_final(utterance, window, words[: cut.num_words], language)
         remaining = join_words((word.text for word in words[cut.num_words :]), language)
         utterance.start = window.start + cut.sample
@@ -498,7 +499,7 @@ class Transcriber:
 
     def _drop_audio(self) -> None:
         """Keep what is waiting to be decoded, and the pre-roll of speech that may begin next."""
-        pre_roll = round(self._settings.pre_roll * SAMPLE_RATE) + FRAME_SAMPLES
+        pre_roll = self._rules.pre_roll_samples + FRAME_SAMPLES
         needed = [utterance.start for utterance in self._closed]
         if self._open is not None:
             needed.append(self._open.start)

@@ -9,6 +9,28 @@ from whisper_byoc.settings import StreamingSettings
 
 
 @dataclass(frozen=True, slots=True)
+class VoiceRules:
+    """What is speech. Measured, and no setting (docs/streaming.md).
+
+    speech_threshold: voice probability from which a frame is speech. silence_threshold: below which
+    silence starts to count. pre_roll: s of audio kept before speech begins. min_speech_frames: of
+    32 ms, below which an utterance is noise.
+    """
+
+    speech_threshold: float = 0.5
+    silence_threshold: float = 0.35
+    pre_roll: float = 1.0
+    min_speech_frames: int = 3
+
+    @property
+    def pre_roll_samples(self) -> int:
+        return round(self.pre_roll * SAMPLE_RATE)
+
+
+MEASURED = VoiceRules()
+
+
+@dataclass(frozen=True, slots=True)
 class SpeechStart:
     """Speech began; its audio is taken from sample `start` of the stream, pre-roll included."""
 
@@ -29,8 +51,9 @@ class SpeechDetector:
     the silence threshold starts the timer; speech ends when the timer reaches the endpoint silence.
     """
 
-    def __init__(self, settings: StreamingSettings) -> None:
+    def __init__(self, settings: StreamingSettings, rules: VoiceRules = MEASURED) -> None:
         self.receive_settings(settings)
+        self._rules = rules
         self._position = 0
         self._previous_end = 0
         self._silence_start: int | None = None
@@ -38,9 +61,7 @@ class SpeechDetector:
 
     def receive_settings(self, settings: StreamingSettings) -> None:
         """Go on by other settings."""
-        self._settings = settings
         self._endpoint_samples = round(settings.endpoint_silence * SAMPLE_RATE)
-        self._pre_roll_samples = round(settings.pre_roll * SAMPLE_RATE)
 
     def receive_probabilities(self, values: Iterable[float]) -> list[SpeechStart | SpeechEnd]:
         """Take the next frames' probabilities; returns what changed, in order."""
@@ -55,14 +76,14 @@ class SpeechDetector:
         frame_start = self._position
         self._position += FRAME_SAMPLES
         if not self.in_speech:
-            if value < self._settings.speech_threshold:
+            if value < self._rules.speech_threshold:
                 return None
             self.in_speech = True
             self._silence_start = None
-            return SpeechStart(max(self._previous_end, frame_start - self._pre_roll_samples))
-        if value >= self._settings.speech_threshold:
+            return SpeechStart(max(self._previous_end, frame_start - self._rules.pre_roll_samples))
+        if value >= self._rules.speech_threshold:
             self._silence_start = None
-        elif value < self._settings.silence_threshold and self._silence_start is None:
+        elif value < self._rules.silence_threshold and self._silence_start is None:
             self._silence_start = frame_start
         if (
             self._silence_start is None

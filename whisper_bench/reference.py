@@ -1,4 +1,4 @@
-"""openai-whisper as it is: the reference that any faster engine has to agree with."""
+"""openai-whisper as it is, behind our interface: what the engine has to agree with."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +14,10 @@ from whisper.tokenizer import LANGUAGES, get_tokenizer
 from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import DecodeRequest, Hypothesis, Rung, Span, Task, Trip
 from whisper_byoc.errors import DecodeError
+from whisper_byoc.inference.batched import APPENDED, PREPENDED
 from whisper_byoc.inference.decoding import spans_of
 from whisper_byoc.inference.ladder import TEMPERATURES, find_trip
 from whisper_byoc.transcript import Word
-
-PREPENDED = "\"'“¿([{-"
-APPENDED = "\"'.。,，!！?？:：”)]}、"
-"""Punctuation that belongs to the following and to the preceding word (whisper/timing.py)."""
 
 
 def trip_of(result: DecodingResult) -> Trip | None:
