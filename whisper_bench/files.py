@@ -20,7 +20,7 @@ def read_audio(path: Path) -> bytes:
     # What is as it should be needs no ffmpeg, which a lent machine may lack.
     with suppress(wave.Error, EOFError), wave.open(str(path)) as file:
         if file.getparams()[:3] == (1, 2, SAMPLE_RATE) and file.getnframes():
-            return file.readframes(file.getnframes())
+            return bytes(file.readframes(file.getnframes()))
     stream = ffmpeg.input(str(path.resolve())).output("pipe:", f="s16le", ac=1, ar=SAMPLE_RATE)
     try:
         audio, _ = stream.global_args("-nostdin", "-loglevel", "error").run(
