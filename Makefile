@@ -8,7 +8,7 @@ FOLDERS := whisper_byoc whisper_bench whisper_sim scripts tests examples
 SPEECH ?= ../shared/speech
 
 .DEFAULT_GOAL := help
-.PHONY: help install bake bake-test gateway-peer run demo test test-conformance check format bench bench-batch bench-cuda image readme clean
+.PHONY: help install bake bake-test gateway-peer run demo test test-conformance check format bench bench-batch bench-cuda image settings clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -82,8 +82,8 @@ bench-cuda: bake  ## ours on a CUDA device, 64 files at a time
 image:  ## the container image
 	docker build --file Dockerfile.whisper --build-arg MODELS="$(MODELS)" --tag $(IMAGE) .
 
-readme: install  ## write the settings table into the README
-	$(BIN)/python scripts/write_readme.py
+settings: install  ## write the table of settings into docs/settings.md
+	$(BIN)/python scripts/write_settings.py
 
 clean:
 	rm -rf $(VENV) $(GATEWAY) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,5 +1,5 @@
 """The whole path: a gateway's transport stream through an orchestrator's channels, our worker, and
-back to the gateway's reader (trickle-protocol.md, F.7)."""
+back to the gateway's reader (docs/wire.md)."""
 
 import asyncio
 import csv

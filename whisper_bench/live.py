@@ -129,11 +129,15 @@ def join(clips: Sequence[Clip], audio: Sequence[bytes], count: int, seconds: flo
 
 
 def hear_offline(tracks: Sequence[Track], setup: Setup) -> list[Track]:
-    """In a process of its own, which is gone when streams are measured."""
+    """In a process of its own, which is gone when streams are measured. Tracks that are alike, as
+    they are where there are more streams than clips, are heard once."""
     context = multiprocessing.get_context("spawn")
     tell("an offline pass, to know when words are spoken")
+    different = list(dict.fromkeys(tracks))
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return list(pool.submit(transcribe_tracks, list(tracks), setup).result())
+        heard = pool.submit(transcribe_tracks, different, setup).result()
+    found = dict(zip(different, heard, strict=True))
+    return [found[track] for track in tracks]
 
 
 def transcribe_tracks(tracks: Sequence[Track], setup: Setup) -> list[Track]:

@@ -184,7 +184,8 @@ class LiveClient:
 
 def _open_session() -> aiohttp.ClientSession:
     timeout = aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS)
-    return aiohttp.ClientSession(timeout=timeout)
+    # A stream holds two connections while it lasts; aiohttp's limit of 100 would let others wait.
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
 
 
 async def _error_of(response: aiohttp.ClientResponse) -> ClientError:

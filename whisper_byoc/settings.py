@@ -309,7 +309,7 @@ PEER_NAMES: Mapping[str, tuple[str, str]] = {
     "LIVEPEER_PRICE_PER_UNIT": ("capability", "price_per_unit"),
 }
 """What PyTrickle, comfystream, project-transcript, ai-runner and livepeer-gateway's runners read
-(trickle-protocol.md, C.4). An earlier name counts before a later one."""
+(docs/wire.md). An earlier name counts before a later one."""
 _SECRET_NAMES = (
     "ORCH_SECRET", "LIVEPEER_ORCH_SECRET", "AUTH_TOKEN",
     "WHISPER_ORCHESTRATOR", "WHISPER_ORCHESTRATOR_SECRET", "WHISPER_ORCHESTRATOR_TOKEN",
@@ -398,7 +398,7 @@ def _shown(problem: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SettingRow:
-    """One line of the README's table."""
+    """One line of the table in docs/settings.md."""
 
     variable: str
     default: str

@@ -1,5 +1,5 @@
 """A scripted orchestrator with its gateway: real channels over real sockets, and the watchdogs that
-end a stream, with their times scaled down (trickle-protocol.md, F.8).
+end a stream, with their times scaled down (docs/wire.md).
 
 `Orchestrator` owns the trickle server and the capabilities that were registered; `Stream` is one
 stream through it, with what its gateway has read and which watchdog has ended it.

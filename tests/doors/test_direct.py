@@ -1,5 +1,5 @@
 """Door 1 as the seed's contract has it, directly and through the proxy of a Live Runner: the cases
-109 to 115 of trickle-protocol.md, F.6."""
+109 to 115 of docs/wire.md."""
 
 import asyncio
 import json

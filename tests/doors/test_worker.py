@@ -1,4 +1,4 @@
-"""Door 2 over real sockets, as an orchestrator uses it: the cases 66 to 88 of trickle-protocol.md,
+"""Door 2 over real sockets, as an orchestrator uses it: the cases 66 to 88 of docs/wire.md,
 F.3, and what goes beyond them. Voice activity is real, words are scripted but for one test."""
 
 import asyncio

@@ -1,6 +1,6 @@
 """An orchestrator's registries, BYOC and Live Runner, that do what a test tells them.
 
-They answer as go-livepeer does (trickle-protocol.md, B.11 and C.1). Real sockets, port 0.
+They answer as go-livepeer does (docs/wire.md). Real sockets, port 0.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The worker as a client of an orchestrator's channels (trickle-protocol.md, F.2).
+"""The worker as a client of an orchestrator's channels (docs/wire.md).
 
 Faults are played by `ScriptedChannels`; whole streams go through the scripted orchestrator.
 """

@@ -1,6 +1,6 @@
 """Registration: its rules, against a scripted registry, and in the real process.
 
-Cases are numbered as in the protocol's checklist (trickle-protocol.md, F.5 and F.6).
+Cases are numbered as in the protocol's checklist (docs/wire.md).
 """
 
 import asyncio

@@ -98,7 +98,7 @@ def shown(text: str, secrets: Iterable[str]) -> str:
 
 
 def capability_body(settings: Settings) -> dict[str, object]:
-    """What `/capability/register` takes (trickle-protocol.md, C.2)."""
+    """What `/capability/register` takes (docs/wire.md)."""
     capability = settings.capability
     body: dict[str, object] = {
         "name": capability.name,

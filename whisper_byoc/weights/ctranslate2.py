@@ -11,11 +11,12 @@ A string is a u16 length and that many bytes, the last of them NUL.
 """
 
 import io
+import itertools
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, TypedDict
+from typing import Any, Final, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -84,46 +85,18 @@ def to_openai_checkpoint(tensors: Mapping[str, NDArray[Any]]) -> Checkpoint:
     Raises InvalidModelFile when a tensor is missing, has another shape or holds no floats
     (quantised models cannot be turned back).
     """
-    weights = _Weights(tensors)
-    audio_state, n_mels = weights.shape("encoder/conv1/weight", 3)[:2]
-    n_audio_ctx = weights.shape("encoder/position_encodings/encodings", 2)[0]
-    n_vocab, text_state = weights.shape("decoder/embeddings/weight", 2)
-    n_text_ctx = weights.shape("decoder/position_encodings/encodings", 2)[0]
-    audio_layers, text_layers = weights.num_layers("encoder"), weights.num_layers("decoder")
-
-    weights.take("encoder/conv1/weight", "encoder.conv1.weight", audio_state, n_mels, 3)
-    weights.take("encoder/conv1/bias", "encoder.conv1.bias", audio_state)
-    weights.take("encoder/conv2/weight", "encoder.conv2.weight", audio_state, audio_state, 3)
-    weights.take("encoder/conv2/bias", "encoder.conv2.bias", audio_state)
-    weights.take_positions("encoder", n_audio_ctx, audio_state)
-    for layer in range(audio_layers):
-        source, target = f"encoder/layer_{layer}", f"encoder.blocks.{layer}"
-        weights.take_self_attention(source, target, audio_state)
-        weights.take_mlp(source, target, audio_state)
-    weights.take_norm("encoder/layer_norm", "encoder.ln_post", audio_state)
-
-    weights.take("decoder/embeddings/weight", "decoder.token_embedding.weight", n_vocab, text_state)
-    weights.take_positions("decoder", n_text_ctx, text_state)
-    for layer in range(text_layers):
-        source, target = f"decoder/layer_{layer}", f"decoder.blocks.{layer}"
-        weights.take_self_attention(source, target, text_state)
-        weights.take_cross_attention(source, target, text_state, audio_state)
-        weights.take_mlp(source, target, text_state)
-    weights.take_norm("decoder/layer_norm", "decoder.ln", text_state)
-
-    dims = {
-        "n_mels": n_mels,
-        "n_audio_ctx": n_audio_ctx,
-        "n_audio_state": audio_state,
-        "n_audio_head": _num_heads(audio_state),
-        "n_audio_layer": audio_layers,
-        "n_vocab": n_vocab,
-        "n_text_ctx": n_text_ctx,
-        "n_text_state": text_state,
-        "n_text_head": _num_heads(text_state),
-        "n_text_layer": text_layers,
-    }
-    return {"dims": dims, "model_state_dict": weights.taken}
+    dims = _dimensions(tensors)
+    weights: dict[str, torch.Tensor] = {}
+    for source, target, shape, stacked in _plan(dims):
+        array = _floats(tensors, source, shape)
+        names = [target] if not stacked else [target.format(part) for part in stacked]
+        for name, part in zip(names, np.split(array, len(names)), strict=True):
+            if not name.endswith("key.bias"):
+                # A copy: torch.save writes the whole memory behind a view.
+                weights[name] = torch.from_numpy(part.astype(np.float16))
+            elif part.any():  # Whisper's keys have none: dropping it would change the model
+                raise InvalidModelFile(f"{source} adds to the keys, expected zeros there")
+    return {"dims": dims, "model_state_dict": weights}
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
@@ -203,92 +176,112 @@ class _Reader:
         return taken
 
 
-class _Weights:
-    """Moves tensors from CTranslate2's names to OpenAI's; `taken` collects them."""
+class _Move(NamedTuple):
+    """A tensor of `shape` to the name `target`, or to one for each of the projections that are
+    `stacked` in it, one under the other, with their names in place of `{}`."""
 
-    def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
-        self._tensors = tensors
-        self.taken: dict[str, torch.Tensor] = {}
+    source: str
+    target: str
+    shape: tuple[int, ...]
+    stacked: tuple[str, ...] = ()
 
-    def num_layers(self, side: str) -> int:
-        layer = 0
-        while f"{side}/layer_{layer}/ffn/linear_0/weight" in self._tensors:
-            layer += 1
-        return layer
 
-    def shape(self, name: str, rank: int) -> tuple[int, ...]:
-        shape = self._find(name).shape
-        if len(shape) != rank:
-            raise InvalidModelFile(f"tensor {name} has shape {list(shape)}, expected rank {rank}")
-        return shape
+def _plan(dims: Mapping[str, int]) -> Iterator[_Move]:
+    """Where every tensor goes."""
+    audio, text = dims["n_audio_state"], dims["n_text_state"]
+    for name, inputs in (("conv1", dims["n_mels"]), ("conv2", audio)):
+        yield _Move(f"encoder/{name}/weight", f"encoder.{name}.weight", (audio, inputs, 3))
+        yield _Move(f"encoder/{name}/bias", f"encoder.{name}.bias", (audio,))
+    words = (dims["n_vocab"], text)
+    yield _Move("decoder/embeddings/weight", "decoder.token_embedding.weight", words)
+    for side, width, kind in (("encoder", audio, "audio"), ("decoder", text, "text")):
+        positions = (dims[f"n_{kind}_ctx"], width)
+        target = f"{side}.positional_embedding"
+        yield _Move(f"{side}/position_encodings/encodings", target, positions)
+        for layer in range(dims[f"n_{kind}_layer"]):
+            source, target = f"{side}/layer_{layer}", f"{side}.blocks.{layer}"
+            yield from _attention(source, target, width)
+            if side == "decoder":
+                yield from _cross_attention(source, target, width, audio)
+            yield from _norm(f"{source}/ffn/layer_norm", f"{target}.mlp_ln", width)
+            yield from _linear(f"{source}/ffn/linear_0", f"{target}.mlp.0", 4 * width, width)
+            yield from _linear(f"{source}/ffn/linear_1", f"{target}.mlp.2", width, 4 * width)
+    yield from _norm("encoder/layer_norm", "encoder.ln_post", audio)
+    yield from _norm("decoder/layer_norm", "decoder.ln", text)
 
-    def take(self, source: str, target: str, *shape: int) -> None:
-        self._put(target, self._floats(source, shape))
 
-    def take_positions(self, side: str, length: int, width: int) -> None:
-        source = f"{side}/position_encodings/encodings"
-        self.take(source, f"{side}.positional_embedding", length, width)
+def _attention(source: str, target: str, width: int) -> Iterator[_Move]:
+    source += "/self_attention"
+    yield from _norm(f"{source}/layer_norm", f"{target}.attn_ln", width)
+    projections = ("query", "key", "value")
+    yield from _linear(f"{source}/linear_0", f"{target}.attn.{{}}", width, width, projections)
+    yield from _linear(f"{source}/linear_1", f"{target}.attn.out", width, width)
 
-    def take_norm(self, source: str, target: str, width: int) -> None:
-        self.take(f"{source}/gamma", f"{target}.weight", width)
-        self.take(f"{source}/beta", f"{target}.bias", width)
 
-    def take_linear(self, source: str, target: str, outputs: int, inputs: int) -> None:
-        self.take(f"{source}/weight", f"{target}.weight", outputs, inputs)
-        self.take(f"{source}/bias", f"{target}.bias", outputs)
+def _cross_attention(source: str, target: str, width: int, encoded: int) -> Iterator[_Move]:
+    source, target = f"{source}/attention", f"{target}.cross_attn"
+    yield from _norm(f"{source}/layer_norm", f"{target}_ln", width)
+    yield from _linear(f"{source}/linear_0", f"{target}.query", width, width)
+    yield from _linear(f"{source}/linear_1", f"{target}.{{}}", width, encoded, ("key", "value"))
+    yield from _linear(f"{source}/linear_2", f"{target}.out", width, width)
 
-    def take_stacked(
-        self, source: str, target: str, parts: tuple[str, ...], outputs: int, inputs: int
-    ) -> None:
-        """Several projections in one matrix, one under the other."""
-        rows = (outputs * len(parts), inputs)
-        weights = np.split(self._floats(f"{source}/weight", rows), len(parts))
-        biases = np.split(self._floats(f"{source}/bias", rows[:1]), len(parts))
-        for part, weight, bias in zip(parts, weights, biases, strict=True):
-            self._put(f"{target}.{part}.weight", weight)
-            if part != "key":
-                self._put(f"{target}.{part}.bias", bias)
-            elif bias.any():  # Whisper's keys have none: dropping it would change the model
-                raise InvalidModelFile(f"{source}/bias adds to the keys, expected zeros there")
 
-    def take_self_attention(self, source: str, target: str, width: int) -> None:
-        attention = f"{source}/self_attention"
-        self.take_norm(f"{attention}/layer_norm", f"{target}.attn_ln", width)
-        stacked = ("query", "key", "value")
-        self.take_stacked(f"{attention}/linear_0", f"{target}.attn", stacked, width, width)
-        self.take_linear(f"{attention}/linear_1", f"{target}.attn.out", width, width)
+def _norm(source: str, target: str, width: int) -> Iterator[_Move]:
+    yield _Move(f"{source}/gamma", f"{target}.weight", (width,))
+    yield _Move(f"{source}/beta", f"{target}.bias", (width,))
 
-    def take_cross_attention(self, source: str, target: str, width: int, encoded: int) -> None:
-        attention = f"{source}/attention"
-        self.take_norm(f"{attention}/layer_norm", f"{target}.cross_attn_ln", width)
-        self.take_linear(f"{attention}/linear_0", f"{target}.cross_attn.query", width, width)
-        stacked = ("key", "value")
-        self.take_stacked(f"{attention}/linear_1", f"{target}.cross_attn", stacked, width, encoded)
-        self.take_linear(f"{attention}/linear_2", f"{target}.cross_attn.out", width, width)
 
-    def take_mlp(self, source: str, target: str, width: int) -> None:
-        self.take_norm(f"{source}/ffn/layer_norm", f"{target}.mlp_ln", width)
-        self.take_linear(f"{source}/ffn/linear_0", f"{target}.mlp.0", 4 * width, width)
-        self.take_linear(f"{source}/ffn/linear_1", f"{target}.mlp.2", width, 4 * width)
+def _linear(
+    source: str, target: str, outputs: int, inputs: int, stacked: tuple[str, ...] = ()
+) -> Iterator[_Move]:
+    rows = outputs * max(1, len(stacked))
+    yield _Move(f"{source}/weight", f"{target}.weight", (rows, inputs), stacked)
+    yield _Move(f"{source}/bias", f"{target}.bias", (rows,), stacked)
 
-    def _find(self, name: str) -> NDArray[Any]:
-        if name not in self._tensors:
-            raise InvalidModelFile(f"{len(self._tensors)} tensors, expected {name} among them")
-        return self._tensors[name]
 
-    def _floats(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        tensor = self._find(name)
-        if tensor.dtype.kind != "f":
-            raise InvalidModelFile(f"tensor {name} holds {tensor.dtype}, expected floats")
-        if tensor.shape != shape:
-            raise InvalidModelFile(
-                f"tensor {name} has shape {list(tensor.shape)}, expected {list(shape)}"
-            )
-        return tensor
+def _dimensions(tensors: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    audio_state, n_mels = _shape(tensors, "encoder/conv1/weight", 3)[:2]
+    n_vocab, text_state = _shape(tensors, "decoder/embeddings/weight", 2)
+    return {
+        "n_mels": n_mels,
+        "n_audio_ctx": _shape(tensors, "encoder/position_encodings/encodings", 2)[0],
+        "n_audio_state": audio_state,
+        "n_audio_head": _num_heads(audio_state),
+        "n_audio_layer": _num_layers(tensors, "encoder"),
+        "n_vocab": n_vocab,
+        "n_text_ctx": _shape(tensors, "decoder/position_encodings/encodings", 2)[0],
+        "n_text_state": text_state,
+        "n_text_head": _num_heads(text_state),
+        "n_text_layer": _num_layers(tensors, "decoder"),
+    }
 
-    def _put(self, name: str, tensor: NDArray[Any]) -> None:
-        """A copy: torch.save writes the whole memory behind a view."""
-        self.taken[name] = torch.from_numpy(tensor.astype(np.float16))
+
+def _num_layers(tensors: Mapping[str, NDArray[Any]], side: str) -> int:
+    layers = itertools.count()
+    return next(n for n in layers if f"{side}/layer_{n}/ffn/linear_0/weight" not in tensors)
+
+
+def _find(tensors: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
+    if name not in tensors:
+        raise InvalidModelFile(f"{len(tensors)} tensors, expected {name} among them")
+    return tensors[name]
+
+
+def _shape(tensors: Mapping[str, NDArray[Any]], name: str, rank: int) -> tuple[int, ...]:
+    shape = _find(tensors, name).shape
+    if len(shape) != rank:
+        raise InvalidModelFile(f"tensor {name} has shape {list(shape)}, expected rank {rank}")
+    return shape
+
+
+def _floats(tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    tensor = _find(tensors, name)
+    if tensor.dtype.kind != "f":
+        raise InvalidModelFile(f"tensor {name} holds {tensor.dtype}, expected floats")
+    if tensor.shape != shape:
+        found, expected = list(tensor.shape), list(shape)
+        raise InvalidModelFile(f"tensor {name} has shape {found}, expected {expected}")
+    return tensor
 
 
 def _new_name(name: str, tensors: Mapping[str, NDArray[Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Write the table of settings into the README; a test compares the two."""
+"""Write the table of settings into docs/settings.md; a test compares the two."""
 
 import sys
 from pathlib import Path
@@ -7,8 +7,8 @@ import click
 
 from whisper_byoc.settings import setting_rows
 
-README = Path(__file__).parent.parent / "README.md"
-BEGIN = "<!-- settings: written by `make readme` -->\n"
+PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
+BEGIN = "<!-- settings: written by `make settings` -->\n"
 END = "<!-- end of settings -->\n"
 
 
@@ -21,15 +21,15 @@ def table() -> str:
 def with_table(text: str) -> str:
     """`text` with the table between its two marks. Exits when a mark is missing."""
     if BEGIN not in text or END not in text:
-        sys.exit(f"{README} lacks a mark, expected {BEGIN.strip()} and {END.strip()}")
+        sys.exit(f"{PAGE} lacks a mark, expected {BEGIN.strip()} and {END.strip()}")
     before, rest = text.split(BEGIN, 1)
     return before + BEGIN + table() + END + rest.split(END, 1)[1]
 
 
 @click.command()
 def main() -> None:
-    """Bring the README's table of settings up to date."""
-    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    """Bring the table of settings up to date."""
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
