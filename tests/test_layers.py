@@ -10,9 +10,9 @@ import whisper_byoc
 PACKAGE = Path(whisper_byoc.__file__).parent
 # Modules and folders.
 PURE = {
-    "errors", "loops", "transcript", "decode", "settings", "jobs/options", "streaming",
+    "errors", "loops", "transcript", "decode", "settings", "streaming", "jobs/control",
     "audio/formats", "audio/content_types", "audio/sniffing", "audio/pcm", "audio/wav", "audio/mp4",
-    "audio/body",
+    "audio/body", "jobs/options",
 }  # fmt: skip
 # What each layer may import of the package; `errors` and itself go without saying.
 ALLOWED = {

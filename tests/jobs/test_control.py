@@ -29,6 +29,10 @@ def test_what_is_no_json_object_is_refused_with_its_beginning(body: bytes, found
     assert len(str(caught.value)) < 200
 
 
+def test_what_is_not_to_be_written_again_may_hold_anything() -> None:
+    assert parse_object(b'{"a":"\\ud800"}', "{}", repeatable=False) == {"a": "\ud800"}
+
+
 def test_a_json_object_is_read() -> None:
     assert parse_object(b'{"a": {"b": [1, "\xc3\xa4"]}}', "{}") == {"a": {"b": [1, "ä"]}}
 

@@ -95,7 +95,8 @@ def _form_fields(form: FormData) -> Fields:
 
 def _json_fields(body: bytes) -> Fields:
     """Options may also come in an object of their own, as in control messages."""
-    document = parse_object(body, '{"audio": "<base64>"}')
+    # It holds the audio, so it is not written again to see whether it could be.
+    document = parse_object(body, '{"audio": "<base64>"}', repeatable=False)
     options = document.get("options")
     return {**options, **document} if isinstance(options, dict) else document
 

@@ -26,15 +26,18 @@ class Control(StrEnum):
     """Take no more audio, and flush."""
 
 
-def parse_object(body: bytes, example: str, name: str | None = None) -> dict[str, Any]:
-    """The JSON object in `body`. What could not be written as JSON again (NaN, half of a surrogate
-    pair) is none: options come back in status documents.
+def parse_object(
+    body: bytes, example: str, name: str | None = None, *, repeatable: bool = True
+) -> dict[str, Any]:
+    """The JSON object in `body`. repeatable: what could not be written as JSON again (NaN, half of
+    a surrogate pair) is none, since options come back in status documents.
 
     Raises InvalidOption of `name` for anything else, and BadMessage where there is no name.
     """
     try:
         message = json.loads(body)
-        json.dumps(message, allow_nan=False, ensure_ascii=False).encode()
+        if repeatable:
+            json.dumps(message, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         message = None
     if isinstance(message, dict):
