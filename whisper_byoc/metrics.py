@@ -1,6 +1,7 @@
 """What Prometheus reads; one registry per service, so tests do not share counters."""
 
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import (
     CollectorRegistry,
@@ -28,20 +29,32 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self.jobs_started = Counter(
-            "whisper_jobs_started_total", "Jobs begun", registry=self._registry
+        counter = partial(Counter, registry=self._registry)
+        self.jobs_started = counter("whisper_jobs_started_total", "Jobs begun")
+        self._jobs_ended = counter("whisper_jobs_ended_total", "Jobs ended", ["reason"])
+        self.jobs_refused = counter(
+            "whisper_jobs_refused_total", "Jobs refused because too many were running"
         )
-        self._jobs_ended = Counter(
-            "whisper_jobs_ended_total", "Jobs ended", ["reason"], registry=self._registry
+        self._open_decoding(counter)
+        self._events = counter("whisper_events_total", "Events sent", ["type"])
+        self._words = counter("whisper_final_words_total", "Final words")
+        self.segments_received = counter(
+            "whisper_segments_received_total", "Trickle segments read from orchestrators"
         )
-        self.jobs_refused = Counter(
-            "whisper_jobs_refused_total",
-            "Jobs refused because too many were running",
-            registry=self._registry,
+        self.segments_skipped = counter(
+            "whisper_segments_skipped_total",
+            "Trickle segments that were gone before we came to them",
         )
-        self.audio_seconds = Counter(
-            "whisper_audio_seconds_total", "Seconds of audio taken in", registry=self._registry
+        self.segments_dropped = counter(
+            "whisper_segments_dropped_total",
+            "Trickle segments read and given up because the engine was too slow",
         )
+        self.slow_readers = counter(
+            "whisper_slow_readers_total", "Readers of output cut off because they fell behind"
+        )
+
+    def _open_decoding(self, counter: Callable[..., Counter]) -> None:
+        self.audio_seconds = counter("whisper_audio_seconds_total", "Seconds of audio taken in")
         self._decode_seconds = Histogram(
             "whisper_decode_seconds",
             "Seconds from asking for a decode to its answer",
@@ -55,46 +68,19 @@ class Metrics:
             buckets=_LAG_BUCKETS,
             registry=self._registry,
         )
-        self.partials_dropped = Counter(
+        self.partials_dropped = counter(
             "whisper_partials_dropped_total",
             "Partials that were due and not made, the engine being busy",
-            registry=self._registry,
         )
-        self._rungs = Counter(
+        self._rungs = counter(
             "whisper_decodes_total",
             "Decodes by the rung of the safety ladder that gave their text",
             ["rung"],
-            registry=self._registry,
         )
-        self._trips = Counter(
+        self._trips = counter(
             "whisper_ladder_trips_total",
             "First attempts at a decode that were not believed, by reason",
             ["reason"],
-            registry=self._registry,
-        )
-        self._events = Counter(
-            "whisper_events_total", "Events sent", ["type"], registry=self._registry
-        )
-        self._words = Counter("whisper_final_words_total", "Final words", registry=self._registry)
-        self.segments_received = Counter(
-            "whisper_segments_received_total",
-            "Trickle segments read from orchestrators",
-            registry=self._registry,
-        )
-        self.segments_skipped = Counter(
-            "whisper_segments_skipped_total",
-            "Trickle segments that were gone before we came to them",
-            registry=self._registry,
-        )
-        self.segments_dropped = Counter(
-            "whisper_segments_dropped_total",
-            "Trickle segments read and given up because the engine was too slow",
-            registry=self._registry,
-        )
-        self.slow_readers = Counter(
-            "whisper_slow_readers_total",
-            "Readers of output cut off because they fell behind",
-            registry=self._registry,
         )
 
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:

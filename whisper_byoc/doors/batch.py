@@ -13,12 +13,12 @@ from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from whisper_byoc.doors.dialects import Answer, Dialect, OpenAi, Pipeline, Plain
-from whisper_byoc.doors.errors import error_headers, status_of
+from whisper_byoc.doors.errors import error_response
 from whisper_byoc.doors.requests import (
     MODEL_HEADER,
     Incoming,
@@ -83,8 +83,7 @@ class Exchange:
             if self._begun is not None:
                 await self._break_off(self._begun, error)
             elif not self._done:
-                document = self._dialect.error_body(error)
-                await self._respond(JSONResponse(document, status_of(error), error_headers(error)))
+                await self._respond(error_response(error, self._dialect.error_body(error)))
 
     async def _run(self) -> None:
         """Raises ServiceError."""

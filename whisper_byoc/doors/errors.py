@@ -1,5 +1,7 @@
 """Errors as answers: which status, and the documents that different callers look for."""
 
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -27,18 +29,20 @@ def status_of(error: errors.ServiceError) -> int:
     return next(STATUSES[cls] for cls in type(error).__mro__ if cls in STATUSES)
 
 
-def error_headers(error: errors.ServiceError) -> dict[str, str]:
-    if isinstance(error, errors.Unavailable):
-        return {"Retry-After": str(error.retry_after)}
-    return {}
-
-
 def error_document(code: str, message: str) -> dict[str, dict[str, str]]:
     """Ours."""
     return {"error": {"code": code, "message": message}}
 
 
+def error_response(error: errors.ServiceError, document: Any = None) -> JSONResponse:
+    """With its status; `document` is for callers that look for another than ours."""
+    headers = (
+        {"Retry-After": str(error.retry_after)} if isinstance(error, errors.Unavailable) else {}
+    )
+    ours = error_document(error.code, str(error))
+    return JSONResponse(document or ours, status_of(error), headers)
+
+
 async def answer_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, errors.ServiceError)
-    document = error_document(error.code, str(error))
-    return JSONResponse(document, status_of(error), error_headers(error))
+    return error_response(error)

@@ -17,6 +17,7 @@ from whisper_byoc.doors.requests import (
     first_chunk,
     flag,
     model_header,
+    open_job,
     options_of,
     read_body,
     while_connected,
@@ -46,23 +47,14 @@ async def put_source(request: Request) -> Response:
         job.check_receives()
     chunks = body_chunks(request)
     first = await first_chunk(chunks, service.settings.jobs.idle_seconds)
-    job = service.jobs.find(job_id)  # another request may have begun or ended it meanwhile
-    if first:
-        options = options_of(request, job)
-        if job is None:
-            job = service.jobs.open(job_id, options)
-        job.check_receives()
-        if job.options != options:
-            job.change(options)
-        num_bytes = await job.receive_body(
-            _chain(first, chunks), audio_format, final=final is not False
-        )
-    else:
-        num_bytes = 0
-        if job is not None:
-            job.keep_alive()
-            if final is True:
-                await job.stop(EndReason.EOF)
+    num_bytes = 0
+    if first:  # another request may have begun or ended the job meanwhile
+        job, body = open_job(request, job_id), _chain(first, chunks)
+        num_bytes = await job.receive_body(body, audio_format, final=final is not False)
+    elif (job := service.jobs.find(job_id)) is not None:
+        job.keep_alive()
+        if final is True:
+            await job.stop(EndReason.EOF)
     return JSONResponse(
         {
             "job_id": job_id,

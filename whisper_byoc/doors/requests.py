@@ -208,6 +208,20 @@ def options_of(connection: HTTPConnection[Any], job: Job | None) -> Options:
     return options
 
 
+def open_job(connection: HTTPConnection[Any], job_id: str) -> Job:
+    """The running job of this id with the options that the query names, or a new one.
+
+    Raises InvalidOption, JobEnded, SourceBusy, and for a new one Draining and TooManyJobs.
+    """
+    jobs = service_of(connection).jobs
+    options = options_of(connection, jobs.find(job_id))
+    job = jobs.open(job_id, options)
+    job.check_receives()
+    if job.options != options:
+        job.change(options)
+    return job
+
+
 def flag(name: str, value: str | None) -> bool | None:
     """Raises InvalidOption."""
     if value is None:

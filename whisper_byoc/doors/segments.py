@@ -25,7 +25,7 @@ from whisper_byoc.jobs.eventlog import EventLog
 from whisper_byoc.jobs.job import Job, JobState
 from whisper_byoc.service import Service
 from whisper_byoc.transcript import Format
-from whisper_byoc.trickle.channel import NEWEST, NEXT, NUM_SLOTS
+from whisper_byoc.trickle.channel import NEWEST, NEXT, NUM_SLOTS, is_awaited, resolve
 from whisper_byoc.trickle.local import LocalChannel
 from whisper_byoc.trickle.protocol import (
     CLOSED,
@@ -99,9 +99,9 @@ async def get_segment(request: Request) -> Response:
     if job is None:
         return no_channel()
     log, latest = job.log, job.log.next_seq
-    seq = latest if asked == NEXT else max(0, latest - 1) if asked == NEWEST else asked
+    seq = resolve(asked, latest)
     headers = {SEQ: str(seq), LATEST: str(latest)}
-    if seq == latest or (latest, seq) == (0, 1):
+    if is_awaited(seq, latest):
         await while_connected(request, _until_written(log, seq))
         headers[LATEST] = str(log.next_seq)
     if log.ended and seq >= log.next_seq:

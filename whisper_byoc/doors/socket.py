@@ -12,7 +12,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from whisper_byoc.audio.formats import NATIVE, AudioFormat
 from whisper_byoc.audio.sniffing import SNIFF_BYTES, sniff
-from whisper_byoc.doors.requests import check_model, options_of, service_of
+from whisper_byoc.doors.requests import check_model, open_job, service_of
 from whisper_byoc.errors import (
     ProcessorError,
     RequestError,
@@ -76,15 +76,9 @@ class Call:
 
     def open(self) -> None:
         """Begin the job that the query names, or go on with it. Raises ServiceError."""
-        jobs = self._service.jobs
         check_model(self._websocket)
         job_id = self._websocket.query_params.get("job") or f"socket-{secrets.token_hex(8)}"
-        found = jobs.find(job_id)
-        options = options_of(self._websocket, found)
-        self._job = jobs.open(job_id, options)
-        self._job.check_receives()
-        if self._job.options != options:
-            self._job.change(options)
+        self._job = open_job(self._websocket, job_id)
 
     async def listen(self) -> None:
         """Take frames until there are no more; returns when all that was heard is final."""

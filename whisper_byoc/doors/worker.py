@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from whisper_byoc.doors.errors import error_document, error_headers, status_of
+from whisper_byoc.doors.errors import error_document, error_response
 from whisper_byoc.doors.requests import check_token, read_body, service_of
 from whisper_byoc.errors import ServiceError
 from whisper_byoc.jobs.control import parse_object
@@ -37,7 +37,7 @@ def _as_worker(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
                 "current_state": service.health,
                 **error_document(error.code, str(error)),
             }
-            return JSONResponse(document, status_of(error), error_headers(error))
+            return error_response(error, document)
 
     return answer
 

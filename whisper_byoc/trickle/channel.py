@@ -16,6 +16,19 @@ NEWEST: Final = -2
 """In place of a seq: the segment that was begun last."""
 
 
+def resolve(asked: int, latest: int) -> int:
+    """The seq that is meant; latest: the one that will be written next."""
+    if asked == NEXT:
+        return latest
+    return max(0, latest - 1) if asked == NEWEST else asked
+
+
+def is_awaited(seq: int, latest: int) -> bool:
+    """Whether a GET waits for this seq: it is the next, or the one behind a first that has not come
+    yet."""
+    return seq == latest or (latest, seq) == (0, 1)
+
+
 def _nothing() -> None:
     pass
 
@@ -106,17 +119,10 @@ class Channel:
         kept = self._kept(seq)
         if kept is not None:
             return kept
-        if seq == self.next_write or (self.next_write == 0 and seq == 1):
-            return self._place(seq)
-        return None
+        return self._place(seq) if is_awaited(seq, self.next_write) else None
 
     def resolve(self, asked: int) -> int:
-        """The seq that is meant."""
-        if asked == NEXT:
-            return self.next_write
-        if asked == NEWEST:
-            return max(0, self.next_write - 1)
-        return asked
+        return resolve(asked, self.next_write)
 
     def first_from(self, seq: int) -> Segment | None:
         """The first segment at or behind `seq` that is there; for readers in this process."""
