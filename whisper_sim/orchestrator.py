@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
 from whisper_byoc.cli import Server
+from whisper_byoc.doors.requests import MODEL_HEADER
 from whisper_sim.trickle_server import TrickleServer
 
 MAX_LINE = 64 * 1024
@@ -136,8 +137,8 @@ class Orchestrator:
         if capability is None:
             return JSONResponse({"error": "no capability is registered"}, 503)
         headers = {"Content-Type": request.headers.get("Content-Type", "application/octet-stream")}
-        if "X-Model-Id" in request.headers:
-            headers["X-Model-Id"] = request.headers["X-Model-Id"]
+        if MODEL_HEADER in request.headers:
+            headers[MODEL_HEADER] = request.headers[MODEL_HEADER]
         if token := capability.token:
             headers["Authorization"] = f"Bearer {token}"
         job = f"{capability.url}/live/gateway-{id(request):x}"

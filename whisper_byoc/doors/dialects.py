@@ -1,4 +1,5 @@
-"""What a batch request is answered with: one transcript in the dialect of its path."""
+"""What a batch request is answered with, transcript or error: `Plain` is our own form, `Pipeline`
+Livepeer's and `OpenAi` OpenAI's."""
 
 import json
 from abc import ABC, abstractmethod
