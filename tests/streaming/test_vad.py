@@ -14,7 +14,8 @@ ENDPOINT_FRAMES = 16  # 0.5 s is 15.6 frames
 
 
 def detect(*values: float) -> list[SpeechStart | SpeechEnd]:
-    return SpeechDetector(SETTINGS, RULES).receive_probabilities(values)
+    detector = SpeechDetector(SETTINGS, RULES)
+    return [change for value in values if (change := detector.receive_probability(value))]
 
 
 def test_silence_changes_nothing() -> None:
@@ -59,7 +60,8 @@ def test_the_pre_roll_does_not_reach_into_the_previous_utterance() -> None:
 @pytest.mark.parametrize("num_frames", [1, 7], ids=["at once", "after some frames"])
 def test_speech_can_be_ended_from_outside(num_frames: int) -> None:
     detector = SpeechDetector(SETTINGS, RULES)
-    detector.receive_probabilities([SPEECH] * num_frames)
+    for _ in range(num_frames):
+        detector.receive_probability(SPEECH)
     assert detector.in_speech
     assert detector.end_speech() == SpeechEnd(num_frames * FRAME_SAMPLES)
     assert not detector.in_speech

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from operator import attrgetter
 
 from whisper_byoc.errors import SlowReader
-from whisper_byoc.transcript import End, Endpoint, Event, Final, Partial, Payload
+from whisper_byoc.transcript import End, Endpoint, EndReason, Event, Final, Partial, Payload
 
 
 class EventLog:
@@ -20,16 +20,24 @@ class EventLog:
     def __init__(self, max_events: int, max_bytes: int | None = None) -> None:
         self._max_events = max_events
         self._max_bytes = max_bytes
-        self._num_bytes = 0
+        self.num_bytes = 0
+        """Of the payloads that are kept."""
+        self.dropped_seq = -1
+        """The newest event that has given way; -1 for none."""
         self._events: list[Event] = []
         self._partial: Partial | None = None
-        self._dropped_seq = -1
         self._num_dropped = 0
         self._changed = asyncio.Event()
 
     @property
+    def end_reason(self) -> EndReason | None:
+        """Of the `End`, which is the last event; None before it."""
+        last = self._events[-1] if self._events else None
+        return last.reason if isinstance(last, End) else None
+
+    @property
     def ended(self) -> bool:
-        return bool(self._events) and isinstance(self._events[-1], End)
+        return self.end_reason is not None
 
     def append(self, event: Event) -> None:
         if isinstance(event, Partial):
@@ -38,26 +46,16 @@ class EventLog:
             if isinstance(event, Final | Endpoint):
                 self._partial = None
             self._events.append(event)
-            self._num_bytes += _num_bytes(event)
+            self.num_bytes += _num_bytes(event)
             self._trim()
         self._changed.set()
         self._changed = asyncio.Event()
 
     @property
-    def num_bytes(self) -> int:
-        """Of the payloads that are kept."""
-        return self._num_bytes
-
-    @property
-    def dropped_seq(self) -> int:
-        """The newest event that has given way; -1 for none."""
-        return self._dropped_seq
-
-    @property
     def next_seq(self) -> int:
         """Behind the newest event."""
         newest = self._events[-1].seq if self._events else -1
-        return max(newest, self._partial.seq if self._partial else -1, self._dropped_seq) + 1
+        return max(newest, self._partial.seq if self._partial else -1, self.dropped_seq) + 1
 
     async def wait(self) -> None:
         """Until there is another event."""
@@ -78,11 +76,11 @@ class EventLog:
 
         Begins with what is still kept. Raises SlowReader when events were dropped meanwhile.
         """
-        seq = max(after, self._dropped_seq)
+        seq = max(after, self.dropped_seq)
         num_dropped = self._num_dropped
         while True:
             changed = self._changed
-            if self._dropped_seq > seq:
+            if self.dropped_seq > seq:
                 raise SlowReader(self._num_dropped - num_dropped)
             for event in self.after(seq):
                 yield event
@@ -103,15 +101,15 @@ class EventLog:
         """Drop a tenth at once, so that a full log does not move its list at every event."""
         if len(self._events) > self._max_events:
             self._drop(max(1, self._max_events // 10))
-        while self._max_bytes is not None and self._num_bytes > self._max_bytes:
+        while self._max_bytes is not None and self.num_bytes > self._max_bytes:
             if len(self._events) == 1:  # the newest stays, however large
                 return
             self._drop(1)
 
     def _drop(self, count: int) -> None:
-        self._dropped_seq = self._events[count - 1].seq
+        self.dropped_seq = self._events[count - 1].seq
         self._num_dropped += count
-        self._num_bytes -= sum(map(_num_bytes, self._events[:count]))
+        self.num_bytes -= sum(map(_num_bytes, self._events[:count]))
         del self._events[:count]
 
 

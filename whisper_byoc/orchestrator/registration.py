@@ -298,14 +298,6 @@ def entries(settings: Settings, model_name: str, version: str) -> list[Entry]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Link:
-    """`lock` lets one request at a time change what the orchestrator knows."""
-
-    entry: Entry
-    lock: asyncio.Lock
-
-
 class Registration:
     """Owns the entries. One task at a time drives `run`; `withdraw` may be called beside it."""
 
@@ -316,9 +308,8 @@ class Registration:
         version: str,
         session_ids: Callable[[], Sequence[str]],
     ) -> None:
-        self._links = [
-            _Link(entry, asyncio.Lock()) for entry in entries(settings, model_name, version)
-        ]
+        # One request at a time may change what an orchestrator knows.
+        self._locks = {entry: asyncio.Lock() for entry in entries(settings, model_name, version)}
         self._has_secret = settings.orchestrator.secret.get_secret_value().strip() != ""
         self._verify_tls = settings.orchestrator.verify_tls
         self._version = version
@@ -330,13 +321,13 @@ class Registration:
 
         Cancelling it leaves registrations as they are: call `withdraw` first.
         """
-        if not self._links:
+        if not self._locks:
             return
         if not self._has_secret:
             logger.warning("ORCH_SECRET is empty: expected what the orchestrators know us by")
         async with self._open_session() as session, asyncio.TaskGroup() as group:
-            for link in self._links:
-                group.create_task(self._keep_registered(session, link))
+            for entry in self._locks:
+                group.create_task(self._keep_registered(session, entry))
 
     async def withdraw(self) -> None:
         """Unregister wherever we are registered, within 3 s; nothing registers again after it.
@@ -350,12 +341,12 @@ class Registration:
                 self._open_session() as session,
                 asyncio.TaskGroup() as group,
             ):
-                for link in self._links:
-                    group.create_task(self._unregister(session, link))
+                for entry in self._locks:
+                    group.create_task(self._unregister(session, entry))
         except TimeoutError:
-            for link in self._links:
-                if link.entry.registered:
-                    _log(link.entry.receive_withdrawal(f"no answer within {WITHDRAW_SECONDS:g} s"))
+            for entry in self._locks:
+                if entry.registered:
+                    _log(entry.receive_withdrawal(f"no answer within {WITHDRAW_SECONDS:g} s"))
 
     def _open_session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
@@ -366,12 +357,12 @@ class Registration:
             headers={"User-Agent": f"whisper-byoc/{self._version}"},
         )
 
-    async def _keep_registered(self, session: aiohttp.ClientSession, link: _Link) -> None:
+    async def _keep_registered(self, session: aiohttp.ClientSession, entry: Entry) -> None:
         while True:
-            async with link.lock:
+            async with self._locks[entry]:
                 if self._withdrawn.is_set():
                     return
-                step = await self._register(session, link.entry)
+                step = await self._register(session, entry)
             _log(step)
             with suppress(TimeoutError):
                 async with asyncio.timeout(step.delay):
@@ -384,16 +375,16 @@ class Registration:
         except NoAnswer as error:
             return entry.receive_failure(error.problem)
 
-    async def _unregister(self, session: aiohttp.ClientSession, link: _Link) -> None:
-        async with link.lock:  # a registration under way would arrive after us
-            if not link.entry.registered:
+    async def _unregister(self, session: aiohttp.ClientSession, entry: Entry) -> None:
+        async with self._locks[entry]:  # a registration under way would arrive after us
+            if not entry.registered:
                 return
             try:
-                request = link.entry.next_withdrawal()
-                problem = problem_of(await self._send(session, link.entry.url, request))
+                request = entry.next_withdrawal()
+                problem = problem_of(await self._send(session, entry.url, request))
             except NoAnswer as error:
                 problem = error.problem
-            _log(link.entry.receive_withdrawal(problem))
+            _log(entry.receive_withdrawal(problem))
 
     async def _send(self, session: aiohttp.ClientSession, url: str, request: Request) -> Answer:
         """Raises NoAnswer."""

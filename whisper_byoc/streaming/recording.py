@@ -100,7 +100,7 @@ class RecordingPlanner:
         samples. Only the last block of a recording may end within a frame."""
         for index, value in enumerate(voice):
             self._audio.append(samples[index * FRAME_SAMPLES : (index + 1) * FRAME_SAMPLES])
-            for change in self._detector.receive_probabilities([value]):
+            if change := self._detector.receive_probability(value):
                 self._receive_change(change)
             if value >= self._rules.speech_threshold:
                 self._num_speech_frames += 1

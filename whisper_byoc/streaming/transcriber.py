@@ -3,6 +3,7 @@
 No clock and no I/O: time is counted in samples of the stream.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -150,7 +151,7 @@ class Transcriber:
         self._out: tuple[Window, _Utterance] | None = None
         self._events: list[Event] = []
         self._num_utterances = 0
-        self._seq = 0
+        self._seqs = itertools.count()
         self._last_word_end = 0.0
         self._end_reason: EndReason | None = None
         self._failure: tuple[str, str] | None = None
@@ -165,8 +166,17 @@ class Transcriber:
         self.ended = False
 
     @property
+    def num_samples(self) -> int:
+        """Received so far."""
+        return self._audio.end
+
+    @property
     def audio_seconds(self) -> float:
         return self._audio.end / SAMPLE_RATE
+
+    @property
+    def input_ended(self) -> bool:
+        return self._end_reason is not None
 
     @property
     def lag_seconds(self) -> float:
@@ -194,7 +204,7 @@ class Transcriber:
             frame = samples[index * FRAME_SAMPLES : (index + 1) * FRAME_SAMPLES]
             frame_start = self._audio.end
             self._audio.append(frame)
-            for change in self._detector.receive_probabilities([value]):
+            if change := self._detector.receive_probability(value):
                 self._receive_change(change)
             if self._open is not None and value >= self._rules.speech_threshold:
                 self._open.speech_frames.append(frame_start)
@@ -448,7 +458,7 @@ class Transcriber:
             number = self._number(utterance)
             start = max(window.offset, utterance.start / SAMPLE_RATE)
             start = min(max(start, self._last_word_end), window.end)
-            self._send(Partial(self._next_seq(), number, start, window.end, text))
+            self._events.append(Partial(next(self._seqs), number, start, window.end, text))
 
     def _send_final(
         self, utterance: _Utterance, window: Window, words: tuple[Word, ...], language: str
@@ -466,15 +476,15 @@ class Transcriber:
         self.final_lag_seconds = self.audio_seconds - end
         utterance.language = language
         text = join_words((word.text for word in placed), language)
-        self._send(Final(self._next_seq(), number, start, end, text, placed, language))
+        self._events.append(Final(next(self._seqs), number, start, end, text, placed, language))
 
     def _send_endpoint(self, utterance: _Utterance) -> None:
         if utterance.number is not None:
             assert utterance.end is not None
             time = utterance.end / SAMPLE_RATE
             if utterance.partial:
-                self._send(Partial(self._next_seq(), utterance.number, time, time, ""))
-            self._send(Endpoint(self._next_seq(), utterance.number, time))
+                self._events.append(Partial(next(self._seqs), utterance.number, time, time, ""))
+            self._events.append(Endpoint(next(self._seqs), utterance.number, time))
 
     def _number(self, utterance: _Utterance) -> int:
         if utterance.number is None:
@@ -486,16 +496,9 @@ class Transcriber:
         busy = self._open is not None or self._closed or self._out is not None
         if self._end_reason is not None and not busy and not self.ended:
             if self._failure is not None:
-                self._send(Failure(self._next_seq(), *self._failure))
-            self._send(End(self._next_seq(), self.audio_seconds, self._end_reason))
+                self._events.append(Failure(next(self._seqs), *self._failure))
+            self._events.append(End(next(self._seqs), self.audio_seconds, self._end_reason))
             self.ended = True
-
-    def _send(self, event: Event) -> None:
-        self._events.append(event)
-
-    def _next_seq(self) -> int:
-        self._seq += 1
-        return self._seq - 1
 
     def _drop_audio(self) -> None:
         """Keep what is waiting to be decoded, and the pre-roll of speech that may begin next."""

@@ -1,6 +1,5 @@
 """Where speech begins and ends, from the voice probability of each frame (pure)."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from whisper_byoc.audio.formats import SAMPLE_RATE
@@ -63,16 +62,8 @@ class SpeechDetector:
         """Go on by other settings."""
         self._endpoint_samples = round(settings.endpoint_silence * SAMPLE_RATE)
 
-    def receive_probabilities(self, values: Iterable[float]) -> list[SpeechStart | SpeechEnd]:
-        """Take the next frames' probabilities; returns what changed, in order."""
-        changes = []
-        for value in values:
-            change = self._receive_probability(value)
-            if change is not None:
-                changes.append(change)
-        return changes
-
-    def _receive_probability(self, value: float) -> SpeechStart | SpeechEnd | None:
+    def receive_probability(self, value: float) -> SpeechStart | SpeechEnd | None:
+        """Take the next frame's probability; returns what has changed with it."""
         frame_start = self._position
         self._position += FRAME_SAMPLES
         if not self.in_speech:
