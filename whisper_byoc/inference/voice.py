@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,12 @@ class VoiceRequest:
 
     frames: NDArray[np.float32]
     state: VoiceState
+
+    @classmethod
+    def of(cls, samples: NDArray[np.float32], state: VoiceState) -> Self:
+        """samples: float32 (n,); the last frame is filled up with silence."""
+        whole = np.pad(samples, (0, -len(samples) % FRAME_SAMPLES))
+        return cls(whole.reshape(-1, FRAME_SAMPLES), state)
 
 
 class VoiceModel:
@@ -87,9 +94,8 @@ class VoiceActivity:
     async def probabilities(
         self, samples: NDArray[np.float32], state: VoiceState
     ) -> NDArray[np.float32]:
-        """Voice probabilities of whole frames: float32 (n * 512,) in, float32 (n,) out."""
-        frames = samples.reshape(-1, FRAME_SAMPLES)
-        return await self._thread.submit(VoiceRequest(frames, state))
+        """The voice probability of every frame of `samples`, float32 (n,). Raises DecodeError."""
+        return await self._thread.submit(VoiceRequest.of(samples, state))
 
 
 @asynccontextmanager

@@ -6,16 +6,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from whisper_byoc.decode import FRAME_SAMPLES, DecodeRequest, Hypothesis, Task
+from whisper_byoc.decode import DecodeRequest, Hypothesis, Task
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.model import Model
 from whisper_byoc.inference.voice import VoiceRequest, VoiceState
 from whisper_byoc.settings import StreamingSettings
+from whisper_byoc.streaming.frames import FrameBlocks
 from whisper_byoc.streaming.hypothesis import believed, place_words
 from whisper_byoc.streaming.recording import RecordingPlanner, RecordingWindow, split_unheard
 from whisper_byoc.transcript import Word
 
-BLOCK_SAMPLES = 64 * FRAME_SAMPLES
+BLOCK_FRAMES = 64
 MAX_WINDOW_SECONDS = 28.0
 MAX_SPLITS = 3
 """How often a window may be divided because its words leave out speech."""
@@ -76,23 +77,17 @@ def plan_windows(
     """The windows of one recording, as soon as each is whole."""
     planner = RecordingPlanner(options.streaming, options.max_seconds)
     state = VoiceState()
-    for block in _blocks_of_frames(blocks):
-        frames = np.pad(block, (0, -len(block) % FRAME_SAMPLES)).reshape(-1, FRAME_SAMPLES)
-        [probabilities] = voice([VoiceRequest(frames, state)])
+    for block in _in_frames(blocks):
+        [probabilities] = voice([VoiceRequest.of(block, state)])
         yield from planner.receive_audio(block, probabilities.tolist())
     yield from planner.receive_end()
 
 
-def _blocks_of_frames(blocks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-    """The same samples in blocks of whole frames, the last of them excepted."""
-    rest = np.empty(0, dtype=np.float32)
+def _in_frames(blocks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+    frames = FrameBlocks(BLOCK_FRAMES)
     for block in blocks:
-        rest = np.concatenate([rest, block])
-        while len(rest) >= BLOCK_SAMPLES:
-            yield rest[:BLOCK_SAMPLES]
-            rest = rest[BLOCK_SAMPLES:]
-    if len(rest):
-        yield rest
+        yield from frames.receive_samples(block)
+    yield frames.receive_end()
 
 
 def _decode(
