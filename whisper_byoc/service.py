@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 
 from whisper_byoc.errors import NotReady, ServiceError, bare_errors
@@ -15,7 +16,7 @@ from whisper_byoc.inference.voice import open_voice_activity
 from whisper_byoc.jobs.feeds import Feeds
 from whisper_byoc.jobs.jobs import JobKind, Jobs
 from whisper_byoc.jobs.processing import Host, Processings, Processor
-from whisper_byoc.jobs.transcription import Services, Transcriptions
+from whisper_byoc.jobs.transcription import Inference, Transcriptions
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.orchestrator.registration import Registration
 from whisper_byoc.orchestrator.sessions import Sessions
@@ -38,12 +39,22 @@ class Health(StrEnum):
     ERROR = "ERROR"
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What there is once the service is ready. engine: None where a processor is hosted."""
+
+    engine: Engine | None
+    jobs: Jobs
+    sessions: Sessions
+    registration: Registration
+
+
 class Service:
     """Owns engine, voice activity, jobs, streams and registration; `serve` opens them.
 
     processor: what is hosted in place of Whisper. All load in the background, so that health can be
-    asked at once. `failure` is why they did not. `runner_sessions` counts the requests that are
-    being answered, by the Live Runner session they came through.
+    asked at once. `runner_sessions` counts the requests that are being answered, by the Live Runner
+    session they came through.
     """
 
     def __init__(
@@ -53,59 +64,61 @@ class Service:
         processor: Processor | None = None,
     ) -> None:
         self.settings = settings
-        self._processor = processor
         self.metrics = Metrics()
-        self.failure: ServiceError | None = None
-        self._open_engine = open_engine
-        self._engine: Engine | None = None
-        self._jobs: Jobs | None = None
-        self._sessions: Sessions | None = None
-        self._registration: Registration | None = None
         self.feeds = Feeds()
         self.runner_sessions: Counter[str] = Counter()
+        self._processor = processor
+        self._open_engine = open_engine
+        self._outcome: Running | ServiceError | None = None
+        """Of loading; None before it is known, and the error also when closing fails."""
         self._settled = asyncio.Event()
         self._closing = asyncio.Event()
         self._watch()
 
     @property
+    def failure(self) -> ServiceError | None:
+        """Why the service is not ready and never will be."""
+        return self._outcome if isinstance(self._outcome, ServiceError) else None
+
+    @property
+    def _running(self) -> Running | None:
+        return self._outcome if isinstance(self._outcome, Running) else None
+
+    @property
     def health(self) -> Health:
         if self.failure is not None:
             return Health.ERROR
-        if self._jobs is None:
+        if self._running is None:
             return Health.LOADING
-        return Health.OK if self._jobs.num_running else Health.IDLE
+        return Health.OK if self._running.jobs.num_running else Health.IDLE
 
     @property
     def ready(self) -> bool:
-        return self._jobs is not None and not self._jobs.draining
+        return self._running is not None and not self._running.jobs.draining
 
     @property
     def model_id(self) -> str:
         """The default model, also before it is loaded."""
-        if self._jobs is not None:
-            return self._jobs.kind.model_names[0]
         if self._processor is not None:
             return type(self._processor).__name__
+        if self._running is not None:
+            return self._running.jobs.kind.model_names[0]
         return self.settings.model.names[0]
 
     @property
     def jobs(self) -> Jobs:
         """Raises NotReady while the models load."""
-        if self._jobs is None:
-            raise NotReady(_RETRY_AFTER_SECONDS, self.failure)
-        return self._jobs
+        return self._ready().jobs
 
     @property
     def sessions(self) -> Sessions:
         """Raises NotReady while the models load."""
-        if self._sessions is None:
-            raise NotReady(_RETRY_AFTER_SECONDS, self.failure)
-        return self._sessions
+        return self._ready().sessions
 
     @property
     def engine(self) -> Engine | None:
         """None while the models load, and where a processor is hosted."""
-        return self._engine
+        return self._running.engine if self._running else None
 
     async def settled(self) -> None:
         """Return when the service is ready, or when `failure` says why it never will be."""
@@ -113,94 +126,99 @@ class Service:
 
     async def drain(self) -> None:
         """Refuse new jobs and flush the running ones within the time that the settings give."""
-        if self._jobs is None:
+        running = self._running
+        if running is None:
             return
-        streams = [session.job.job_id for session in self.sessions.running]
+        streams = [session.job.job_id for session in running.sessions.running]
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._jobs.drain(self.settings.server.drain_seconds, streams))
-            group.create_task(self.sessions.drain())
-            if self._registration is not None:
-                group.create_task(self._registration.withdraw())
+            group.create_task(running.jobs.drain(self.settings.server.drain_seconds, streams))
+            group.create_task(running.sessions.drain())
+            group.create_task(running.registration.withdraw())
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(self._run())
+            loading = group.create_task(self._run())
             try:
                 yield
             finally:
                 self._closing.set()
                 if self._processor is not None and not self._settled.is_set():
-                    running.cancel()  # it is not ours, and may never be initialized
+                    loading.cancel()  # it is not ours, and may never be initialized
+
+    def _ready(self) -> Running:
+        if self._running is None:
+            raise NotReady(_RETRY_AFTER_SECONDS, self.failure)
+        return self._running
 
     async def _run(self) -> None:
         began = time.monotonic()
         try:
             async with bare_errors(), AsyncExitStack() as stack:
-                kind = await self._open_kind(stack)
-                jobs = Jobs(kind, self.settings, self.metrics)
-                await stack.enter_async_context(jobs.serve())
-                sessions = Sessions(jobs, self.settings, self.metrics)
-                await stack.enter_async_context(sessions.serve())
-                await stack.enter_async_context(self.feeds.serve())
-                self._jobs, self._sessions = jobs, sessions
-                self._log_ready(kind, time.monotonic() - began)
+                running = self._outcome = await self._open(stack)
+                self._log_ready(running, time.monotonic() - began)
                 self._settled.set()
-                await self._announce(kind)
+                # Tell orchestrators that we are here, until the service closes.
+                async with asyncio.TaskGroup() as group:
+                    announcing = group.create_task(running.registration.run())
+                    await self._closing.wait()
+                    announcing.cancel()
         except ServiceError as error:
-            self.failure = error
-            logger.error("not ready: %s", self.failure)
+            self._outcome = error
+            logger.error("not ready: %s", error)
             self._settled.set()
 
-    async def _announce(self, kind: JobKind) -> None:
-        """Tell orchestrators that we are here, until the service closes."""
-        self._registration = Registration(
-            self.settings, kind.model_names[0], VERSION, lambda: list(self.runner_sessions)
-        )
-        async with asyncio.TaskGroup() as group:
-            announcing = group.create_task(self._registration.run())
-            await self._closing.wait()
-            announcing.cancel()
-
-    async def _open_kind(self, stack: AsyncExitStack) -> JobKind:
-        """What the jobs are, ready for them."""
+    async def _open(self, stack: AsyncExitStack) -> Running:
+        """All that lives with the service; `stack` closes it, the last first."""
+        engine: Engine | None = None
+        kind: JobKind
         if self._processor is not None:
             host = Host(self._processor, self.model_id)
             await stack.enter_async_context(host.serve())
-            return Processings(host, self.settings, self.metrics)
-        voice = await stack.enter_async_context(open_voice_activity())
-        engine = await stack.enter_async_context(self._open_engine(self.settings.model))
-        await engine.warm_up()
-        self._engine = engine
-        return Transcriptions(Services(engine, voice, self.metrics), self.settings)
+            kind = Processings(host, self.settings.worker.max_segment_bytes)
+        else:
+            voice = await stack.enter_async_context(open_voice_activity())
+            engine = await stack.enter_async_context(self._open_engine(self.settings.model))
+            await engine.warm_up()
+            inference = Inference(engine, voice, self.metrics)
+            kind = Transcriptions(inference, self.settings.streaming)
+        jobs = Jobs(kind, self.settings, self.metrics)
+        await stack.enter_async_context(jobs.serve())
+        sessions = Sessions(jobs, self.settings, self.metrics)
+        await stack.enter_async_context(sessions.serve())
+        await stack.enter_async_context(self.feeds.serve())
+        registration = Registration(
+            self.settings, kind.model_names[0], VERSION, lambda: list(self.runner_sessions)
+        )
+        return Running(engine, jobs, sessions, registration)
 
-    def _log_ready(self, kind: JobKind, seconds: float) -> None:
+    def _log_ready(self, running: Running, seconds: float) -> None:
         models = ", ".join(
             f"{model.name} on {model.device} ({model.branch})"
-            for model in (self._engine.models.values() if self._engine else ())
-        ) or ", ".join(kind.model_names)
+            for model in (running.engine.models.values() if running.engine else ())
+        ) or ", ".join(running.jobs.kind.model_names)
         logger.info("ready after %.1f s: whisper-byoc %s, %s", seconds, VERSION, models)
 
     def _watch(self) -> None:
-        watch = self.metrics.watch
-        watch(
-            "whisper_jobs_running",
-            "Jobs running",
-            lambda: self._jobs.num_running if self._jobs else 0,
-        )
+        def watch(name: str, text: str, read: Callable[[Running], float]) -> None:
+            self.metrics.watch(name, text, lambda: read(self._running) if self._running else 0)
+
+        watch("whisper_jobs_running", "Jobs running", lambda it: it.jobs.num_running)
         watch(
             "whisper_lag_seconds",
             "Largest time of speech received and not yet final, of all running jobs",
-            lambda: self._jobs.max_lag_seconds if self._jobs else 0,
+            lambda it: it.jobs.max_lag_seconds,
         )
         watch(
             "whisper_windows_waiting",
             "Windows waiting to be decoded",
-            lambda: self._engine.num_waiting if self._engine else 0,
+            lambda it: it.engine.num_waiting if it.engine else 0,
         )
         watch(
             "whisper_streams_running",
             "Streams of orchestrators running",
-            lambda: len(self._sessions.running) if self._sessions else 0,
+            lambda it: len(it.sessions.running),
         )
-        watch("whisper_ready", "1 when the service takes jobs", lambda: float(self.ready))
+        watch(
+            "whisper_ready", "1 when the service takes jobs", lambda it: float(not it.jobs.draining)
+        )

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from tests.audio.bodies import AUDIO, DATA, box, chunk, fmt, speechlike, unhurried, wav
 from whisper_byoc.audio.body import BodyReader
 from whisper_byoc.audio.formats import NATIVE, AudioFormat, Container, Encoding, Pcm
+from whisper_byoc.audio.pcm import RawStream
 from whisper_byoc.audio.sniffing import SNIFF_BYTES
 from whisper_byoc.errors import UnsupportedAudio
 
 
 def read_body(
-    chunks: Iterable[bytes], declared: AudioFormat | None = None, carry: bytes = b""
+    chunks: Iterable[bytes], declared: AudioFormat | None = None, stream: RawStream | None = None
 ) -> tuple[BodyReader, bytes]:
-    body = BodyReader(declared, carry)
+    body = BodyReader(declared, stream)
     payload = b"".join([body.receive_bytes(piece) for piece in chunks])
     return body, payload + body.receive_eof()
 
@@ -47,27 +48,48 @@ def test_a_body_is_handed_on_whole(
 
 @pytest.mark.parametrize("declared", [None, NATIVE, Container.FLAC, Container.WAV])
 def test_an_empty_body_is_nothing(declared: AudioFormat | None) -> None:
-    body, payload = read_body([b"", b""], declared, carry=b"\x01")
-    assert (body.payload_format, payload, body.carry) == (None, b"", b"\x01")
+    stream = RawStream()
+    read_body([b"\x01"], NATIVE, stream)
+    body, payload = read_body([b"", b""], declared, stream)
+    assert (body.payload_format, payload) == (None, b"")
+    assert read_body([b"\x02"], NATIVE, stream)[1] == b"\x01\x02"
 
 
 def test_a_piece_of_a_sample_goes_to_the_next_body() -> None:
     audio = speechlike(100)
-    first, before = read_body([audio[:101]])
-    assert first.carry == audio[100:101]
-    second, behind = read_body([audio[101:]], NATIVE, carry=first.carry)
+    stream = RawStream()
+    _, before = read_body([audio[:101]], stream=stream)
+    assert before == audio[:100]
+    _, behind = read_body([audio[101:]], NATIVE, stream)
     assert before + behind == audio
-    assert second.carry == b""
 
 
 def test_a_piece_of_a_stereo_frame_goes_to_the_next_body() -> None:
     stereo = Pcm(rate=48_000, channels=2)
-    body, payload = read_body([b"abc", b"defg"], stereo)
-    assert (payload, body.carry) == (b"abcd", b"efg")
+    stream = RawStream()
+    assert read_body([b"abc", b"defg"], stereo, stream)[1] == b"abcd"
+    body, payload = read_body([b"hi"], None, stream)
+    assert (body.format, payload) == (stereo, b"efgh")
+
+
+def test_a_piece_does_not_begin_raw_audio_of_another_format() -> None:
+    stream = RawStream()
+    read_body([b"abc"], Pcm(channels=2), stream)
+    assert read_body([b"defg"], NATIVE, stream)[1] == b"defg"
+
+
+@pytest.mark.parametrize("between", [b"fLaC" + bytes(20), wav(fmt(), DATA)])
+def test_a_piece_does_not_wait_through_a_file(between: bytes) -> None:
+    stream = RawStream()
+    read_body([b"abc"], NATIVE, stream)
+    read_body([between], None, stream)
+    assert read_body([b"defg"], NATIVE, stream)[1] == b"defg"
 
 
 def test_a_wav_does_not_begin_with_what_the_body_before_left() -> None:
-    _, payload = read_body([wav(fmt(), DATA)], carry=b"\x01")
+    stream = RawStream()
+    read_body([b"\x01"], NATIVE, stream)
+    _, payload = read_body([wav(fmt(), DATA)], None, stream)
     assert payload == AUDIO
 
 

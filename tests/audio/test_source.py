@@ -28,6 +28,7 @@ from whisper_byoc.audio.formats import (
     Pcm,
     Samples,
 )
+from whisper_byoc.audio.pcm import RawStream
 from whisper_byoc.audio.sniffing import sniff
 from whisper_byoc.audio.source import AudioSource, open_source
 from whisper_byoc.errors import ConfigurationError, UnsupportedAudio
@@ -471,11 +472,10 @@ async def test_a_cancelled_sender_leaves_a_source_that_closes(declared: Pcm) -> 
 
 
 async def test_what_a_body_leaves_of_a_sample_begins_the_next(speech: bytes) -> None:
-    samples, carry = [], b""
+    samples, stream = [], RawStream()
     for part in (speech[:10_001], b"", speech[10_001:]):
-        async with open_source(NATIVE, carry=carry) as source, fed(source, part):
+        async with open_source(NATIVE, stream) as source, fed(source, part):
             samples.append(await collect(source))
-        carry = source.carry
     assert np.array_equal(np.concatenate(samples), samples_of(speech))
 
 

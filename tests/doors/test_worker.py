@@ -26,10 +26,10 @@ from whisper_byoc.app import build_app
 from whisper_byoc.cli import Server
 from whisper_byoc.doors.worker import MAX_MESSAGE_BYTES
 from whisper_byoc.inference.engine import Engine
-from whisper_byoc.jobs.job import Chunks
 from whisper_byoc.jobs.jobs import Jobs
 from whisper_byoc.jobs.options import Options, ProcessorOptions
 from whisper_byoc.jobs.processing import Host, Processing, Processings
+from whisper_byoc.jobs.work import Chunks, Owner
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.orchestrator.messages import StartRequest
 from whisper_byoc.orchestrator.sessions import Sessions
@@ -1163,19 +1163,19 @@ async def test_ids_that_look_alike_are_told_apart(worker: Worker) -> None:
 
 
 class Broken(Processing):
-    """A job with a fault of our own in it."""
+    """A work with a fault of our own in it."""
 
-    async def receive_segments(self, segments: AsyncIterator[Chunks], audio_format: Any) -> None:
+    def bodies(self, segments: AsyncIterator[Chunks], audio_format: Any) -> AsyncIterator[Chunks]:
         raise RuntimeError("a fault")
 
 
 class SomeBroken(Processings):
     """Makes jobs that fail where a caller asks for it."""
 
-    def make(self, job_id: str, options: Options) -> Processing:
+    def make(self, options: Options, owner: Owner) -> Processing:
         assert isinstance(options, ProcessorOptions)
         kind = Broken if (options.model_extra or {}).get("broken") else Processing
-        return kind(job_id, options, self._host, self._settings, self._metrics)
+        return kind(options, owner, self._host, self._max_bytes)
 
 
 class Echo:
@@ -1188,7 +1188,7 @@ class Echo:
 
 async def test_a_stream_with_a_fault_harms_no_other() -> None:
     settings, metrics = Settings(), Metrics()
-    jobs = Jobs(SomeBroken(Host(Echo(), "echo"), settings, metrics), settings, metrics)
+    jobs = Jobs(SomeBroken(Host(Echo(), "echo"), max_bytes=1024), settings, metrics)
     sessions = Sessions(jobs, settings, metrics)
     async with asyncio.timeout(TIMEOUT), jobs.serve(), sessions.serve():
         good = sessions.start(StartRequest("good"))

@@ -5,7 +5,7 @@ Only `NATIVE` audio is decoded by ourselves, in `pcm`; ffmpeg does the rest.
 
 from whisper_byoc.audio.formats import NATIVE, AudioFormat, Container, Pcm
 from whisper_byoc.audio.mp4 import mp4_is_streamable
-from whisper_byoc.audio.pcm import FrameCutter
+from whisper_byoc.audio.pcm import FrameCutter, RawStream
 from whisper_byoc.audio.sniffing import sniff
 from whisper_byoc.audio.wav import WavReader
 
@@ -15,24 +15,24 @@ class BodyReader:
 
     `declared` is what the content type says. The magic of a container outweighs it, because
     trickle labels every channel video/mp2t and uploads are mislabelled; declared raw PCM is taken
-    as it is. `carry` is what the body before left of an unfinished frame of raw audio.
+    as it is. `stream` is what the bodies of one stream share: raw audio goes on from one to the
+    next, and keeps its label, since the middle of a sound has no head to tell its format by.
     """
 
-    def __init__(self, declared: AudioFormat | None = None, carry: bytes = b"") -> None:
+    def __init__(
+        self, declared: AudioFormat | None = None, stream: RawStream | None = None
+    ) -> None:
         self.format: AudioFormat | None = None
         """What the body is; None while unknown, and for an empty body."""
         self.payload_format: AudioFormat | None = None
         """What `receive_bytes` returns: the raw format inside a WAV, else `format`."""
+        self._stream = stream or RawStream()
+        if declared is None and self._stream.format != NATIVE:
+            declared = self._stream.format
         self._declared = declared
-        self._carry = carry
         self._head = bytearray()
         self._wav: WavReader | None = None
         self._cutter: FrameCutter | None = None
-
-    @property
-    def carry(self) -> bytes:
-        """The unfinished frame at the end, for the next body of the same stream."""
-        return self._cutter.carry if self._cutter else self._carry
 
     def receive_bytes(self, data: bytes) -> bytes:
         """The bytes to decode as `payload_format`; empty while that is unknown.
@@ -56,6 +56,7 @@ class BodyReader:
             if self.format is None:
                 return b""
             self._head.clear()
+            self._cutter = self._stream.begin_body(self.format)
             if self.format is Container.WAV:
                 self._wav = WavReader()
         return self._unwrap(data)
@@ -76,11 +77,8 @@ class BodyReader:
             if self._wav.format is None:
                 return b""
             self.payload_format = self._wav.format
+            if self._cutter is None and isinstance(self._wav.format, Pcm):
+                self._cutter = FrameCutter(self._wav.format.frame_bytes)
         else:
             self.payload_format = self.format
-        if not isinstance(self.payload_format, Pcm):
-            return data
-        if self._cutter is None:
-            carry = b"" if self._wav else self._carry
-            self._cutter = FrameCutter(self.payload_format.frame_bytes, carry)
-        return self._cutter.receive_bytes(data)
+        return self._cutter.receive_bytes(data) if self._cutter else data

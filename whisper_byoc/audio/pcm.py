@@ -2,22 +2,47 @@
 
 import numpy as np
 
-from whisper_byoc.audio.formats import NATIVE, Samples
+from whisper_byoc.audio.formats import NATIVE, AudioFormat, Pcm, Samples
 
 
 class FrameCutter:
-    """Hands on whole frames of `frame_bytes`; `carry` is the piece that waits for its rest."""
+    """Hands on whole frames of `frame_bytes`; a piece of one waits here for its rest."""
 
-    def __init__(self, frame_bytes: int, carry: bytes = b"") -> None:
-        self.carry = carry
+    def __init__(self, frame_bytes: int) -> None:
         self._frame_bytes = frame_bytes
+        self._piece = b""
 
     def receive_bytes(self, data: bytes) -> bytes:
-        if self.carry:
-            data = self.carry + data
+        if self._piece:
+            data = self._piece + data
         whole = len(data) - len(data) % self._frame_bytes
-        self.carry = data[whole:]
+        self._piece = data[whole:]
         return data[:whole]
+
+
+class RawStream:
+    """Raw audio that comes in several bodies: one may end within a frame, and the next has no head
+    to tell its format by. Owned by who reads the stream, and lent to the reader of each body."""
+
+    def __init__(self) -> None:
+        self.format: Pcm | None = None
+        """Of the last body that was raw audio."""
+        self._cutter: FrameCutter | None = None
+
+    def begin_body(self, audio_format: AudioFormat) -> FrameCutter | None:
+        """What cuts the frames of a body of raw audio: it goes on with the piece that the body
+        before has left, if that had the same format. None for a body of anything else."""
+        if not isinstance(audio_format, Pcm):
+            self._cutter = None
+        elif self._cutter is None or audio_format != self.format:
+            self.format = audio_format
+            self._cutter = FrameCutter(audio_format.frame_bytes)
+        return self._cutter
+
+
+def to_samples(frames: bytes) -> Samples:
+    """Whole frames of NATIVE audio as samples."""
+    return np.frombuffer(frames, "<i2") * np.float32(1 / 32_768)
 
 
 class PcmDecoder:
@@ -27,6 +52,4 @@ class PcmDecoder:
         self._cutter = FrameCutter(NATIVE.frame_bytes)
 
     def receive_bytes(self, data: bytes) -> Samples:
-        whole = np.frombuffer(self._cutter.receive_bytes(data), "<i2")
-        samples: Samples = np.multiply(whole, np.float32(1 / 32_768), dtype=np.float32)
-        return samples
+        return to_samples(self._cutter.receive_bytes(data))

@@ -1,6 +1,7 @@
 """Bodies out of segments: where a file of its own begins, and where the last goes on."""
 
 from collections.abc import AsyncIterator
+from typing import Self
 
 from whisper_byoc.audio.formats import AudioFormat
 from whisper_byoc.audio.sniffing import begins_anew, sniff
@@ -11,10 +12,11 @@ _HEAD_BYTES = 1_024
 
 
 class SegmentJoiner:
-    """Makes bodies out of segments, each of which may be a file of its own or more of the last.
+    """Iterates over the bodies in segments, each of which may be a file of its own or more of the
+    last; a body is an iterator over its chunks.
 
-    `begin`, then `chunks`, until `begin` says that there is no more. Whoever gives `chunks` up in
-    the middle loses the rest of that segment: the next body begins with the next segment.
+    Whoever gives a body up in the middle loses the rest of that segment: the next body begins with
+    the next segment.
     """
 
     def __init__(
@@ -25,14 +27,18 @@ class SegmentJoiner:
         self._head = b""
         self._rest: AsyncIterator[bytes] | None = None
 
-    async def begin(self) -> bool:
-        """Wait for a segment with data; False when there are no more."""
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> AsyncIterator[bytes]:
+        """Waits for a segment with data."""
         if self._rest is None:
             await self._open()
-        return self._rest is not None
+        if self._rest is None:
+            raise StopAsyncIteration
+        return self._chunks()
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """One body, from the segment that `begin` has found."""
+    async def _chunks(self) -> AsyncIterator[bytes]:
         current = self._declared or _sniffed(self._head)
         while self._rest is not None:
             head, rest = self._head, self._rest

@@ -12,7 +12,7 @@ from typing import Protocol, Self
 from whisper_byoc.audio.body import BodyReader
 from whisper_byoc.audio.ffmpeg import BLOCK_BYTES, Decoder
 from whisper_byoc.audio.formats import NATIVE, AudioFormat, Samples
-from whisper_byoc.audio.pcm import PcmDecoder
+from whisper_byoc.audio.pcm import RawStream, to_samples
 from whisper_byoc.errors import ServiceError
 
 
@@ -26,13 +26,12 @@ class _Route(Protocol):
 
 
 class _NativeRoute:
-    """NATIVE bytes from the task that sends to the one that iterates.
+    """Whole frames of NATIVE audio from the task that sends to the one that iterates.
 
     It holds up to two blocks; then the sender waits, since audio must not be dropped.
     """
 
     def __init__(self) -> None:
-        self._pcm = PcmDecoder()
         self._waiting = bytearray()
         self._readable = asyncio.Event()
         self._writable = asyncio.Event()
@@ -58,10 +57,10 @@ class _NativeRoute:
                 raise StopAsyncIteration
             self._readable.clear()
             await self._readable.wait()
-        data = bytes(self._waiting[:BLOCK_BYTES])
+        frames = bytes(self._waiting[:BLOCK_BYTES])
         del self._waiting[:BLOCK_BYTES]
         self._writable.set()
-        return self._pcm.receive_bytes(data)
+        return to_samples(frames)
 
     async def close(self) -> None:
         self._ended = self._closed = True
@@ -79,8 +78,10 @@ class AudioSource:
     the iteration loses nothing.
     """
 
-    def __init__(self, declared: AudioFormat | None, carry: bytes, ffmpeg_path: str | None) -> None:
-        self._reader = BodyReader(declared, carry)
+    def __init__(
+        self, declared: AudioFormat | None, stream: RawStream | None, ffmpeg_path: str | None
+    ) -> None:
+        self._reader = BodyReader(declared, stream)
         self._ffmpeg_path = ffmpeg_path
         self._route: _Route | None = None
         self._decided = asyncio.Event()  # there is a route, or there will be none
@@ -91,16 +92,6 @@ class AudioSource:
     def format(self) -> AudioFormat | None:
         """What the body is; None while too little of it is there, and for an empty one."""
         return self._reader.format
-
-    @property
-    def payload_format(self) -> AudioFormat | None:
-        """What is decoded: the raw format inside a WAV, else `format`."""
-        return self._reader.payload_format
-
-    @property
-    def carry(self) -> bytes:
-        """After `send_eof`: the unfinished frame of raw audio, for the next body's `carry`."""
-        return self._reader.carry
 
     async def send(self, data: bytes) -> None:
         """Waits while what was sent before has not been decoded and iterated."""
@@ -156,27 +147,28 @@ class AudioSource:
         if payload_format is None:
             return
         if self._route is None:
-            self._route = await self._open_route(payload_format)
+            if payload_format == NATIVE:
+                self._route = _NativeRoute()
+            else:
+                self._route = await Decoder.start(payload_format, self._ffmpeg_path)
             self._decided.set()
             if self._closed:  # by its owner, while ffmpeg was starting
                 await self._route.close()
         await self._route.send(payload)
 
-    async def _open_route(self, payload_format: AudioFormat) -> _Route:
-        if payload_format == NATIVE:
-            return _NativeRoute()
-        return await Decoder.start(payload_format, self._ffmpeg_path)
-
 
 @asynccontextmanager
 async def open_source(
-    declared: AudioFormat | None = None, *, carry: bytes = b"", ffmpeg_path: str | None = None
+    declared: AudioFormat | None = None,
+    stream: RawStream | None = None,
+    *,
+    ffmpeg_path: str | None = None,
 ) -> AsyncIterator[AudioSource]:
     """One request body of the format `declared`, or to be found out. At exit ffmpeg is gone.
 
-    `carry` is the `carry` of the body before, where this one continues the same stream.
+    stream: what this body shares with those before it, where it may continue their raw audio.
     """
-    source = AudioSource(declared, carry, ffmpeg_path)
+    source = AudioSource(declared, stream, ffmpeg_path)
     try:
         yield source
     finally:

@@ -7,7 +7,7 @@ in the body, too.
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -68,9 +68,7 @@ class Exchange:
         self._service = service_of(request)
         settings = self._service.settings
         self._limit = settings.worker.max_upload_bytes
-        self._idle_seconds = settings.jobs.idle_seconds
-        self._incoming = Incoming(request, self._limit, self._idle_seconds)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._incoming = Incoming(request, self._limit, settings.jobs.idle_seconds)
         self._begun: Writer | None = None
         """What writes the events of an answer that has begun and has not ended."""
         self._next_seq = 0
@@ -93,15 +91,11 @@ class Exchange:
         async with bare_errors():
             try:
                 async with asyncio.TaskGroup() as group:
-                    self._start(group, self._incoming.watch())
-                    await self._answer(group)
-                    for task in self._tasks:
-                        task.cancel()
+                    watching = group.create_task(self._incoming.watch())
+                    await self._answer()
+                    watching.cancel()
             except* Vanished:
                 pass  # nobody is left to be told
-
-    def _start(self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.append(group.create_task(work))
 
     def _check_model(self) -> None:
         """The name may be longer than ours, as Hugging Face's are. What a body names is not looked
@@ -112,7 +106,7 @@ class Exchange:
             return
         raise UnknownModel(asked, served)
 
-    async def _answer(self, group: asyncio.TaskGroup) -> None:
+    async def _answer(self) -> None:
         jobs = self._service.jobs
         query = dict(self._request.query_params)
         options = _changed(jobs.kind.options(), query)
@@ -121,7 +115,6 @@ class Exchange:
             return
         response: Response | None = None
         async with self._job(options) as job:
-            self._start(group, self._keep(job))
             is_audio = isinstance(options, JobOptions)
             upload = open_upload(self._request, self._incoming, self._limit, is_audio=is_audio)
             # The inner group ends what reads the upload before that is closed.
@@ -152,18 +145,14 @@ class Exchange:
 
     @asynccontextmanager
     async def _job(self, options: Options) -> AsyncIterator[Job]:
+        """Without an idle limit, which is for jobs whose sender may have gone: here the connection
+        tells."""
         jobs = self._service.jobs
-        job = jobs.open(f"batch-{secrets.token_hex(8)}", options)
+        job = jobs.open(f"batch-{secrets.token_hex(8)}", options, attended=True)
         try:
             yield job
         finally:
             await jobs.discard(job.job_id)
-
-    async def _keep(self, job: Job) -> None:
-        """The idle limit is for jobs whose sender may have gone: here the connection tells."""
-        while True:
-            job.keep_alive()
-            await asyncio.sleep(self._idle_seconds / 4)
 
     def _answer_form(self, fields: Fields, options: Options) -> Answer:
         if isinstance(options, JobOptions):

@@ -15,7 +15,7 @@ from whisper_byoc.audio.formats import AudioFormat
 from whisper_byoc.doors.requests import Incoming
 from whisper_byoc.errors import BadMessage, InvalidOption
 from whisper_byoc.jobs.control import parse_object
-from whisper_byoc.jobs.job import Chunks
+from whisper_byoc.jobs.work import Chunks
 
 FILE_FIELDS = ("audio", "file")
 AUDIO_FIELDS = ("audio", "input", "audio_base64", "file")

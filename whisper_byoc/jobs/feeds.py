@@ -56,35 +56,18 @@ class Feeds:
         channel = LocalChannel("", asyncio.get_running_loop().time())
         reader = LocalReader(channel, _OVERTAKE_SECONDS)
         self._channels[job.job_id] = channel
-        task = self._group.create_task(self._feed(job, channel, reader, audio_format))
+        task = self._group.create_task(self._feed(job, reader, audio_format))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return channel
 
-    async def _feed(
-        self,
-        job: Job,
-        channel: LocalChannel,
-        reader: LocalReader,
-        audio_format: AudioFormat | None,
-    ) -> None:
-        job.finish_input = channel.finish
+    async def _feed(self, job: Job, reader: LocalReader, audio_format: AudioFormat | None) -> None:
+        channel = self._channels[job.job_id]
         try:
-            async with asyncio.TaskGroup() as group:
-                watching = group.create_task(self._close_with(job, channel))
-                try:
-                    await job.receive_segments(reader, audio_format)
-                    job.finish_input = None
-                    await job.stop(EndReason.EOF)
-                except ServiceError as error:  # the job tells its readers
-                    logger.info("job %s: %s", job.job_id, error)
-                finally:
-                    watching.cancel()
+            await job.receive_segments(reader, audio_format, channel.finish)
+            await job.stop(EndReason.EOF)
+        except ServiceError as error:  # the job tells its readers
+            logger.info("job %s: %s", job.job_id, error)
         finally:
             channel.close()
             del self._channels[job.job_id]
-
-    async def _close_with(self, job: Job, channel: LocalChannel) -> None:
-        """A job that ends for another reason takes no more segments."""
-        await job.until_ended()
-        channel.close()

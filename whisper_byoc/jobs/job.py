@@ -1,13 +1,12 @@
 """One job is one live stream: something in at one end, events out at the other. What becomes of it
-in between is up to its kind."""
+in between is its work, of which there are several kinds."""
 
 import asyncio
 import logging
 import re
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any
 
 from whisper_byoc.audio.formats import AudioFormat
 from whisper_byoc.errors import (
@@ -19,21 +18,19 @@ from whisper_byoc.errors import (
     ProcessorError,
     ServiceError,
     SourceBusy,
+    UnsupportedAudio,
+    first_of,
 )
 from whisper_byoc.jobs.eventlog import EventLog
 from whisper_byoc.jobs.options import Options
+from whisper_byoc.jobs.work import Activity, Body, Chunks, JobLog, Owner, Work
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.settings import JobSettings
-from whisper_byoc.transcript import End, EndReason, Event, Format, Writer
+from whisper_byoc.transcript import EndReason, Event, Format, Writer
 
 logger = logging.getLogger(__name__)
 
 _JOB_ID = re.compile(r"(?!\.+\Z)[A-Za-z0-9._~-]{1,128}\Z")
-
-
-class JobLog(logging.LoggerAdapter[logging.Logger]):
-    def process(self, msg: object, kwargs: Any) -> tuple[str, Any]:
-        return f"job {self.extra['job'] if self.extra else '?'}: {msg}", kwargs
 
 
 class JobState(StrEnum):
@@ -42,50 +39,46 @@ class JobState(StrEnum):
     ENDED = "ended"
 
 
-Chunks = AsyncIterator[bytes]
-
-
-class Job(ABC):
-    """One stream. Its state belongs to its run task and to the one body it receives at a time.
+class Job:
+    """One stream: its life, what it is fed and what it has to tell. What it does is its `Work`.
 
     `run` works until the end; cancelling it ends the job without a flush. `receive_body` and
-    `receive_segments` feed it.
+    `receive_segments` feed it, one body at a time.
     """
-
-    relays_input: ClassVar[bool]
-    """Whether its input may pass by it unchanged to whoever wants media out."""
 
     def __init__(
         self,
         job_id: str,
-        options: Options,
+        begin: Callable[[Owner], Work],
         settings: JobSettings,
         metrics: Metrics,
-        log: EventLog,
+        idle_seconds: float | None,
     ) -> None:
+        """begin: makes the work. idle_seconds: after which the job is stopped when nothing comes;
+        None when somebody else sees to that."""
         self.job_id = job_id
-        self.options = options
-        self.log = log
+        self.log = EventLog(settings.max_events, settings.max_output_bytes)
+        self.logger = JobLog(logger, {"job": job_id})
         self.problem: ServiceError | None = None
+        """What was wrong with the last body or segment that was left out."""
         self.num_problems = 0
+        self.num_bytes = 0
+        self.failure: ServiceError | None = None
+        """Why it was ended, unless that was as it should."""
+        self.ended_at: float | None = None
+        """Event-loop time of the end, None while the job runs."""
         self._settings = settings
         self._metrics = metrics
-        self._receiving = False
-        self._pump: asyncio.Task[None] | None = None
-        self.finish_input: Callable[[], None] | None = None
-        """Set by who feeds it from a buffer: `stop` calls it, and hears first what waits there."""
+        self._idle_seconds = idle_seconds
+        self._body: Body | None = None
+        self._finish_segments: Callable[[], None] | None = None
         self._stop_reason: EndReason | None = None
         self._input_ended = False
-        self._failure: ServiceError | None = None
         self._done = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
-        self._last_activity = self._started
-        self._ended_at: float | None = None
-        self._reason: EndReason | None = None
-        self._num_bytes = 0
-        self._counter: BodyCounter | None = None
-        self._logger = JobLog(logger, {"job": job_id})
+        self._activity = Activity()
+        self._work = begin(self)
 
     @property
     def state(self) -> JobState:
@@ -95,81 +88,46 @@ class Job(ABC):
         return JobState.FLUSHING if ending else JobState.RECEIVING
 
     @property
-    def num_bytes(self) -> int:
-        return self._num_bytes + (self._counter.num_bytes if self._counter else 0)
-
-    @property
-    def ended_at(self) -> float | None:
-        """Event-loop time of the end, None while the job runs."""
-        return self._ended_at
-
-    @property
     def seconds(self) -> float:
         """For which it has run, or did run."""
-        return (self._loop.time() if self._ended_at is None else self._ended_at) - self._started
+        return (self._loop.time() if self.ended_at is None else self.ended_at) - self._started
 
     @property
-    def failure(self) -> ServiceError | None:
-        """Why it was ended, unless that was as it should."""
-        return self._failure
-
-    @property
-    @abstractmethod
-    def audio_seconds(self) -> float:
-        """Seconds of audio received; 0 for what is no audio."""
-
-    @property
-    @abstractmethod
-    def lag_seconds(self) -> float:
-        """Seconds of speech received and not yet final."""
-
-    @property
-    @abstractmethod
     def worth_keeping(self) -> bool:
         """Whether anyone may want to read it again: not a job that never understood its input."""
+        return self.failure is None or self._work.has_understood
 
-    @abstractmethod
+    # What the work answers for.
+
+    @property
+    def options(self) -> Options:
+        return self._work.options
+
+    @property
+    def relays_input(self) -> bool:
+        return self._work.relays_input
+
+    @property
+    def audio_seconds(self) -> float:
+        return self._work.audio_seconds
+
+    @property
+    def lag_seconds(self) -> float:
+        return self._work.lag_seconds
+
     def counters(self) -> dict[str, Any]:
-        """What this kind of job counts, for `document`."""
+        return self._work.counters()
 
-    @abstractmethod
     def writer(self, output: Format) -> tuple[str, Writer]:
-        """A content type, and what writes the job's events so."""
-
-    @abstractmethod
-    async def finalize(self) -> None:
-        """Return when all that has come is final; the stream goes on. Raises JobEnded."""
-
-    @abstractmethod
-    async def receive_segments(
-        self, segments: AsyncIterator[Chunks], audio_format: AudioFormat | None
-    ) -> None:
-        """Take segments until there are no more, or the job ends. What cannot be used is told as
-        `problem`, and the next segment is tried."""
-
-    @abstractmethod
-    async def _work(self) -> None:
-        """Return when the stream has ended and everything is flushed."""
-
-    @abstractmethod
-    async def _receive(self, chunks: Chunks, audio_format: AudioFormat | None) -> None:
-        """Take one body, to its end or until the pump is cancelled."""
-
-    @abstractmethod
-    async def _end_input(self, reason: EndReason, failure: ServiceError | None = None) -> None:
-        """No more will come. Does nothing the second time."""
-
-    @abstractmethod
-    def _abandon(self, error: ServiceError) -> None:
-        """End at once, without a flush."""
+        return self._work.writer(output)
 
     def document(self) -> dict[str, Any]:
         """The state of the job for `GET /live/{job_id}`."""
         return {
             "job_id": self.job_id,
             "state": self.state,
-            "reason": self._reason,
-            "error": None if self._failure is None else self._failure.code,
+            "reason": self.log.end_reason,
+            "error": None if self.failure is None else self.failure.code,
             "options": self.options.model_dump(mode="json"),
             "bytes": self.num_bytes,
             "problems": self.num_problems,
@@ -178,15 +136,20 @@ class Job(ABC):
             "seconds": round(self.seconds, 3),
         }
 
+    def send(self, event: Event) -> None:
+        """For the work."""
+        self._metrics.count_event(event)
+        self.log.append(event)
+
     def keep_alive(self) -> None:
         """Put off the idle limit."""
-        self._last_activity = self._loop.time()
+        self._activity.note()
 
     def change(self, options: Options) -> None:
         """Go on with other options. Raises JobEnded."""
         self.check_runs()
-        self.options = options
-        self._logger.info("options changed: %s", options.model_dump_json(exclude_unset=True))
+        self._work.change(options)
+        self.logger.info("options changed: %s", options.model_dump_json(exclude_unset=True))
 
     def check_runs(self) -> None:
         """Raises JobEnded."""
@@ -197,8 +160,14 @@ class Job(ABC):
         """Raises JobEnded or SourceBusy when no body can be taken now."""
         if self.state is not JobState.RECEIVING:
             raise JobEnded(self.job_id)
-        if self._receiving:
+        if self._body is not None:
             raise SourceBusy(self.job_id)
+
+    async def finalize(self) -> None:
+        """Return when all that has come is final; the stream goes on. Raises JobEnded."""
+        self.check_runs()
+        self.keep_alive()
+        await self._work.finalize()
 
     async def receive_body(
         self, chunks: Chunks, audio_format: AudioFormat | None, *, final: bool
@@ -211,9 +180,10 @@ class Job(ABC):
         be; and ProcessorError, which ends it only where the input was `final`.
         """
         self.check_receives()
-        counter = BodyCounter(self._settings.max_body_bytes)
+        limits = (self._settings.max_body_bytes, self._work.max_body_bytes)
+        body = Body(chunks, min(it for it in limits if it is not None), self._count)
         try:
-            await self._receive_counted(chunks, audio_format, counter)
+            await self._receive(body, audio_format)
         except ServiceError as error:
             if isinstance(error, ProcessorError) and not final:
                 raise
@@ -221,18 +191,55 @@ class Job(ABC):
             await self._done.wait()
             raise
         if final and self._stop_reason is None:
-            await self._end_input(EndReason.DISCONNECTED if counter.lost else EndReason.EOF)
-        return counter.num_bytes
+            await self._end_input(EndReason.DISCONNECTED if body.lost else EndReason.EOF)
+        return body.num_bytes
+
+    async def receive_segments(
+        self,
+        segments: AsyncIterator[Chunks],
+        audio_format: AudioFormat | None,
+        finish: Callable[[], None] | None = None,
+    ) -> None:
+        """Take segments until there are no more, or the job ends. What cannot be used is told as
+        `problem`, and the next segment is tried.
+
+        finish: ends the segments behind those that wait. `stop` calls it, and hears them first; the
+        end of the job does, and drops them.
+        Raises DecodeError, and why the job has failed.
+        """
+        self._finish_segments = finish
+        bodies = self._work.bodies(segments, audio_format)
+        try:
+            while not self._input_ended:
+                chunks = await anext(bodies, None)
+                if chunks is None or self._input_ended:
+                    break
+                body = Body(chunks, self._work.max_body_bytes, self._count)
+                try:
+                    await self._receive(body, audio_format)
+                except (UnsupportedAudio, ProcessorError, BodyTooLarge) as error:
+                    if self.failure is not None:
+                        raise
+                    self.problem = error
+                    self.num_problems += 1
+                    self._work.leave_out(error)
+            if self._stop_reason is not None:
+                await self._end_input(self._stop_reason)
+        except ServiceError as error:
+            await self._fail(error)
+            raise
+        finally:
+            self._finish_segments = None
 
     async def stop(self, reason: EndReason) -> None:
         """Take nothing more and flush; returns when everything is final."""
         if self._stop_reason is None:
             self._stop_reason = reason
-            if self.finish_input is not None:
-                self.finish_input()
-            elif self._pump is not None:
-                self._pump.cancel()
-            elif not self._receiving:
+            if self._finish_segments is not None:
+                self._finish_segments()
+            elif self._body is not None:
+                self._body.stop()
+            else:
                 await self._end_input(reason)
         await self._done.wait()
 
@@ -242,99 +249,86 @@ class Job(ABC):
     async def run(self) -> None:
         """Work until the stream has ended and everything is flushed."""
         self._metrics.jobs_started.inc()
-        self._logger.info("started with %s", self.options.model_dump_json(exclude_none=True))
+        self.logger.info("started with %s", self.options.model_dump_json(exclude_none=True))
         try:
             async with asyncio.TaskGroup() as group:
                 watch = group.create_task(self._watch_idle())
-                await self._work()
+                await self._work.run()
                 watch.cancel()
         except asyncio.CancelledError:
             if not self.log.ended:
                 self._abandon(CutOff())
             raise
-        except Exception as error:  # one job's fault must not reach the others
-            self._logger.exception("failed")
-            self._abandon(DecodeError(f"{type(error).__name__}: {error}"))
+        except ExceptionGroup as errors:  # one job's fault must not reach the others
+            error = first_of(errors)
+            if isinstance(error, ServiceError):
+                self.logger.error("%s", error)
+            else:
+                self.logger.error("failed", exc_info=errors)
+                error = DecodeError(f"{type(error).__name__}: {error}")
+            self._abandon(error)
         finally:
             self._finish()
 
-    async def _receive_counted(
-        self, chunks: Chunks, audio_format: AudioFormat | None, counter: "BodyCounter"
-    ) -> None:
-        """Take one body. Raises BodyTooLarge, what is wrong with it, and why the job has failed."""
-        self._receiving = True
-        self._counter = counter
+    def _count(self, num_bytes: int) -> None:
+        self.num_bytes += num_bytes
+        self.keep_alive()
+
+    async def _receive(self, body: Body, audio_format: AudioFormat | None) -> None:
+        """Raises BodyTooLarge, what is wrong with the body, and why the job has failed."""
+        self._body = body
         try:
-            await self._receive(counter.count(chunks), audio_format)
-            if counter.too_large is not None:
-                raise counter.too_large
-            if self._failure is not None:
-                raise self._failure
+            await self._work.receive(body, audio_format)
         finally:
-            self._receiving = False
-            self._num_bytes += counter.num_bytes
-            self._counter = None
+            self._body = None
+        if error := body.too_large or self.failure:
+            raise error
         if self._stop_reason is not None:
             await self._end_input(self._stop_reason)
 
     async def _fail(self, error: ServiceError) -> None:
-        if self._failure is None:
-            self._failure = error
+        self.failure = self.failure or error
         await self._end_input(EndReason.ERROR, error)
 
-    def _send(self, event: Event) -> None:
-        self._metrics.count_event(event)
-        if isinstance(event, End):
-            self._reason = event.reason
-        self.log.append(event)
+    async def _end_input(self, reason: EndReason, failure: ServiceError | None = None) -> None:
+        """No more will come. Does nothing the second time."""
+        if not self._input_ended:
+            self._input_ended = True
+            try:
+                await self._work.receive_end(reason, failure)
+            except DecodeError as error:  # whoever ends the input waits for the end of the job
+                self._abandon(error)
+
+    def _abandon(self, error: ServiceError) -> None:
+        """End at once, without a flush."""
+        self.failure = self.failure or error
+        self._input_ended = True
+        self._work.abandon(error)
 
     async def _watch_idle(self) -> None:
-        while True:
-            idle = self._loop.time() - self._last_activity
-            if idle >= self._settings.idle_seconds:
-                break
-            await asyncio.sleep(self._settings.idle_seconds - idle)
-        self._logger.warning("no input for %.0f s", self._settings.idle_seconds)
+        if self._idle_seconds is None:
+            return
+        await self._activity.until_idle(self._idle_seconds)
+        self.logger.warning("no input for %.0f s", self._idle_seconds)
         await self.stop(EndReason.IDLE)
 
     def _finish(self) -> None:
-        self._ended_at = self._loop.time()
-        if self._pump is not None:
-            self._pump.cancel()  # nobody hears what is still to come
+        self.ended_at = self._loop.time()
+        # Nobody hears what is still to come.
+        if self._body is not None:
+            self._body.stop()
+        if self._finish_segments is not None:
+            self._finish_segments()
         self._done.set()
-        self._metrics.count_job_ended(self._reason or EndReason.ERROR)
-        self._logger.info(
+        self._metrics.count_job_ended(self.log.end_reason or EndReason.ERROR)
+        self.logger.info(
             "ended after %.1f s, reason %s%s, %d bytes, %s",
             self.seconds,
-            self._reason,
-            f" ({self._failure})" if self._failure else "",
-            self._num_bytes,
+            self.log.end_reason,
+            f" ({self.failure})" if self.failure else "",
+            self.num_bytes,
             ", ".join(f"{name} {value}" for name, value in self.counters().items()),
         )
-
-
-class BodyCounter:
-    """Counts the bytes of one body and notes why it ended before its end."""
-
-    def __init__(self, max_bytes: int | None) -> None:
-        self._max_bytes = max_bytes
-        self.num_bytes = 0
-        self.lost = False
-        self.too_large: BodyTooLarge | None = None
-
-    async def count(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Ends where ConnectionError breaks the body off, and where it grows too large."""
-        try:
-            async for chunk in chunks:
-                self.num_bytes += len(chunk)
-                too_many = self.num_bytes - (self._max_bytes or self.num_bytes)
-                if self._max_bytes is not None and too_many > 0:
-                    self.too_large = BodyTooLarge(self.num_bytes, self._max_bytes)
-                    yield chunk[:-too_many]
-                    return
-                yield chunk
-        except ConnectionError:
-            self.lost = True
 
 
 def check_job_id(job_id: str) -> None:

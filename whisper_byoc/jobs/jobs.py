@@ -5,11 +5,13 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Protocol
 
 from whisper_byoc.errors import RETRY_AFTER_SECONDS, Draining, JobEnded, TooManyJobs, UnknownJob
 from whisper_byoc.jobs.job import Job, check_job_id
 from whisper_byoc.jobs.options import Options
+from whisper_byoc.jobs.work import Owner, Work
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.settings import Settings
 from whisper_byoc.transcript import EndReason
@@ -33,7 +35,8 @@ class JobKind(Protocol):
     def check(self, options: Options) -> None:
         """Raises InvalidOption for what this service cannot do."""
 
-    def make(self, job_id: str, options: Options) -> Job: ...
+    def make(self, options: Options, owner: Owner) -> Work:
+        """What such a job does."""
 
 
 class Jobs:
@@ -101,8 +104,11 @@ class Jobs:
             raise UnknownJob(job_id) from None
         return job
 
-    def open(self, job_id: str, options: Options, *, again: bool = False) -> Job:
-        """The running job of this id, or a new one. again: one that has ended gives way.
+    def open(
+        self, job_id: str, options: Options, *, again: bool = False, attended: bool = False
+    ) -> Job:
+        """The running job of this id, or a new one. again: one that has ended gives way. attended:
+        whoever opens it sees to its end, so it has no idle limit.
 
         Raises InvalidJobId, JobEnded, and for a new one Draining, TooManyJobs and InvalidOption.
         """
@@ -118,7 +124,13 @@ class Jobs:
             raise TooManyJobs(RETRY_AFTER_SECONDS, len(self._running))
         self.kind.check(options)
         self._ended.pop(job_id, None)
-        job = self.kind.make(job_id, options)
+        job = Job(
+            job_id,
+            partial(self.kind.make, options),
+            self._settings.jobs,
+            self._metrics,
+            None if attended else self._settings.jobs.idle_seconds,
+        )
         self._running[job_id] = job
         self._tasks[job_id] = self._group.create_task(self._run(job))
         self._announce()

@@ -6,24 +6,18 @@ A processor is an object with `async initialize()`, `async process(data: bytes) 
 
 import asyncio
 import importlib
+import itertools
 import logging
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from whisper_byoc.audio.formats import AudioFormat
-from whisper_byoc.errors import (
-    BodyTooLarge,
-    ConfigurationError,
-    JobEnded,
-    ProcessorError,
-    ServiceError,
-)
-from whisper_byoc.jobs.eventlog import EventLog
-from whisper_byoc.jobs.job import BodyCounter, Chunks, Job
+from whisper_byoc.errors import ConfigurationError, ProcessorError, ServiceError
 from whisper_byoc.jobs.options import Options, ProcessorOptions
-from whisper_byoc.metrics import Metrics
-from whisper_byoc.settings import Settings
+from whisper_byoc.jobs.work import Body, Chunks, Owner
 from whisper_byoc.transcript import (
     OCTETS,
     End,
@@ -38,6 +32,8 @@ from whisper_byoc.transcript import (
 logger = logging.getLogger(__name__)
 
 _METHODS = ("initialize", "process", "shutdown")
+_MAX_UPDATES = 16
+"""Of parameters, waiting for the next input; the oldest give way."""
 
 
 class Processor(Protocol):
@@ -114,10 +110,10 @@ class Host:
 class Processings:
     """The kind of job that hands inputs to a processor."""
 
-    def __init__(self, host: Host, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, host: Host, max_bytes: int) -> None:
+        """max_bytes: of one input."""
         self._host = host
-        self._settings = settings
-        self._metrics = metrics
+        self._max_bytes = max_bytes
 
     @property
     def model_names(self) -> Sequence[str]:
@@ -132,45 +128,37 @@ class Processings:
     def check(self, options: Options) -> None:
         """Whatever a caller asks for is the processor's to refuse."""
 
-    def make(self, job_id: str, options: Options) -> "Processing":
-        return Processing(job_id, options, self._host, self._settings, self._metrics)
+    def make(self, options: Options, owner: Owner) -> "Processing":
+        return Processing(options, owner, self._host, self._max_bytes)
 
 
-class Processing(Job):
+class Processing:
     """Every body or segment is one input; its output is one `Payload`, in the same order."""
 
-    relays_input: ClassVar[bool] = False
+    relays_input = False
+    audio_seconds = lag_seconds = 0.0
 
-    def __init__(
-        self, job_id: str, options: Options, host: Host, settings: Settings, metrics: Metrics
-    ) -> None:
-        log = EventLog(settings.jobs.max_events, settings.jobs.max_output_bytes)
-        super().__init__(job_id, options, settings.jobs, metrics, log)
+    def __init__(self, options: Options, owner: Owner, host: Host, max_bytes: int) -> None:
+        self.options = options
+        self.max_body_bytes = max_bytes
+        self._owner = owner
         self._host = host
-        self._max_bytes = settings.worker.max_segment_bytes
+        self._seqs = itertools.count()
         self._ended = asyncio.Event()
-        self._num_inputs = 0
+        self._num_outputs = 0
         self._busy_seconds = 0.0
-        self._updates: asyncio.Queue[dict[str, Any]] = asyncio.Queue(maxsize=16)
+        self._updates: deque[dict[str, Any]] = deque(maxlen=_MAX_UPDATES)
         if options.model_extra:
-            self._updates.put_nowait(dict(options.model_extra))
+            self._updates.append(dict(options.model_extra))
 
     @property
-    def audio_seconds(self) -> float:
-        return 0.0
-
-    @property
-    def lag_seconds(self) -> float:
-        return 0.0
-
-    @property
-    def worth_keeping(self) -> bool:
-        return self._failure is None or self._num_inputs > 0
+    def has_understood(self) -> bool:
+        return self._num_outputs > 0
 
     def counters(self) -> dict[str, Any]:
         return {
             "audio_seconds": 0.0,
-            "payloads": self._num_inputs,
+            "payloads": self._num_outputs,
             "process_seconds": round(self._busy_seconds, 3),
         }
 
@@ -178,83 +166,54 @@ class Processing(Job):
         return OCTETS, PayloadWriter()
 
     def change(self, options: Options) -> None:
-        """Tell the processor before its next input. Raises JobEnded."""
-        super().change(options)
-        if self._updates.full():
-            self._updates.get_nowait()  # the newest count
-        self._updates.put_nowait(dict(options.model_extra or {}))
+        """The processor is told before its next input."""
+        self.options = options
+        self._updates.append(dict(options.model_extra or {}))
 
     async def finalize(self) -> None:
-        """Nothing waits here. Raises JobEnded."""
-        self.check_runs()
-        self.keep_alive()
+        """Nothing waits here."""
 
-    async def receive_segments(
+    def bodies(
         self, segments: AsyncIterator[Chunks], audio_format: AudioFormat | None
-    ) -> None:
-        async for segment in segments:
-            if self._input_ended:
-                return
-            try:
-                await self._receive_counted(segment, audio_format, BodyCounter(self._max_bytes))
-            except (ProcessorError, BodyTooLarge) as error:
-                if self._failure is not None:
-                    raise
-                self.problem = error
-                self.num_problems += 1
-                self._logger.warning("input left out: %s", error)
-                self._send(Payload(self.log.next_seq, b""))  # so that numbers go on together
-        if self._stop_reason is not None:
-            await self._end_input(self._stop_reason)
+    ) -> AsyncIterator[Chunks]:
+        return segments
 
-    async def _receive(self, chunks: Chunks, audio_format: AudioFormat | None) -> None:
+    def leave_out(self, error: ServiceError) -> None:
+        self._owner.logger.warning("input left out: %s", error)
+        self._send_payload(b"")  # so that numbers go on together
+
+    async def receive(self, body: Body, audio_format: AudioFormat | None) -> None:
         data = bytearray()
 
-        async def pump() -> None:
-            async for chunk in chunks:
-                self.keep_alive()
-                data.extend(chunk)
-                if len(data) > self._max_bytes:
-                    return
+        async def take(chunk: bytes) -> None:
+            data.extend(chunk)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                self._pump = group.create_task(pump())
-                await asyncio.wait({self._pump})
-                stopped = self._pump.cancelled()
-        finally:
-            self._pump = None
-        if stopped:  # a part of an input is none
+        if not await body.pump(take):  # a part of an input is none
             return
-        if len(data) > self._max_bytes:
-            raise BodyTooLarge(len(data), self._max_bytes)
-        while not self._updates.empty():
-            await self._host.update_params(self._updates.get_nowait())
-        began = self._loop.time()
+        while self._updates:
+            await self._host.update_params(self._updates.popleft())
+        began = time.monotonic()
         result = await self._host.process(bytes(data))
-        self._busy_seconds += self._loop.time() - began
-        if self._ended.is_set():
-            raise self._failure or JobEnded(self.job_id)
-        self._num_inputs += 1
-        self._send(Payload(self.log.next_seq, result))
-
-    async def _work(self) -> None:
-        await self._ended.wait()
-
-    async def _end_input(self, reason: EndReason, failure: ServiceError | None = None) -> None:
-        if self._input_ended:
-            return
-        self._input_ended = True
-        if failure is not None:
-            self._send(Failure(self.log.next_seq, failure.code, str(failure)))
-            reason = EndReason.ERROR
-        self._send(End(self.log.next_seq, 0.0, reason))
-        self._ended.set()
-
-    def _abandon(self, error: ServiceError) -> None:
-        self._failure = self._failure or error
+        self._busy_seconds += time.monotonic() - began
         if not self._ended.is_set():
-            self._input_ended = True
-            self._send(Failure(self.log.next_seq, error.code, str(error)))
-            self._send(End(self.log.next_seq, 0.0, EndReason.ERROR))
+            self._num_outputs += 1
+            self._send_payload(result)
+
+    def _send_payload(self, data: bytes) -> None:
+        self._owner.send(Payload(next(self._seqs), data))
+
+    async def receive_end(self, reason: EndReason, failure: ServiceError | None) -> None:
+        self._end(reason, failure)
+
+    def abandon(self, error: ServiceError) -> None:
+        self._end(EndReason.ERROR, error)
+
+    def _end(self, reason: EndReason, failure: ServiceError | None) -> None:
+        if not self._ended.is_set():
+            if failure is not None:
+                self._owner.send(Failure(next(self._seqs), failure.code, str(failure)))
+            self._owner.send(End(next(self._seqs), 0.0, reason))
             self._ended.set()
+
+    async def run(self) -> None:
+        await self._ended.wait()

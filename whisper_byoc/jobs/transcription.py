@@ -1,42 +1,35 @@
-"""The job that turns audio into a transcript."""
+"""The work that turns audio into a transcript."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from whisper_byoc.audio.formats import NATIVE, SAMPLE_RATE, AudioFormat, Pcm
+from whisper_byoc.audio.formats import SAMPLE_RATE, AudioFormat
+from whisper_byoc.audio.pcm import RawStream
 from whisper_byoc.audio.segments import SegmentJoiner
 from whisper_byoc.audio.source import open_source
 from whisper_byoc.decode import FRAME_SAMPLES, DecodeRequest, Task
-from whisper_byoc.errors import (
-    DecodeError,
-    InvalidOption,
-    JobEnded,
-    ServiceError,
-    UnsupportedAudio,
-    bare_errors,
-)
+from whisper_byoc.errors import InvalidOption, ServiceError, bare_errors
 from whisper_byoc.inference.engine import Engine
 from whisper_byoc.inference.voice import VoiceActivity, VoiceState
-from whisper_byoc.jobs.eventlog import EventLog
-from whisper_byoc.jobs.job import BodyCounter, Chunks, Job
 from whisper_byoc.jobs.options import JobOptions, Options
+from whisper_byoc.jobs.work import Body, Chunks, Owner
 from whisper_byoc.metrics import Metrics
-from whisper_byoc.settings import Settings
+from whisper_byoc.settings import StreamingSettings
+from whisper_byoc.streaming.frames import FrameBlocks
 from whisper_byoc.streaming.transcriber import MAX_BLOCK_SAMPLES, Purpose, Transcriber, Window
 from whisper_byoc.transcript import CONTENT_TYPES, WRITERS, EndReason, Final, Format, Writer
 
-_BLOCK_SAMPLES = MAX_BLOCK_SAMPLES // FRAME_SAMPLES * FRAME_SAMPLES
 _LIVE_SLACK_SECONDS = 1.0
 """A stream that has brought more audio than the time since its start and this is a file."""
 
 
 @dataclass(frozen=True, slots=True)
-class Services:
+class Inference:
     """What all transcriptions share."""
 
     engine: Engine
@@ -47,16 +40,16 @@ class Services:
 class Transcriptions:
     """The kind of job that this service is for."""
 
-    def __init__(self, services: Services, settings: Settings) -> None:
-        self._services = services
+    def __init__(self, inference: Inference, settings: StreamingSettings) -> None:
+        self._inference = inference
         self._settings = settings
 
     @property
     def model_names(self) -> Sequence[str]:
-        return list(self._services.engine.models)
+        return list(self._inference.engine.models)
 
     def model_for(self, options: Options) -> str:
-        return self._services.engine.model_for(_own(options).language).name
+        return self._inference.engine.model_for(_own(options).language).name
 
     def options(self) -> Options:
         return JobOptions()
@@ -64,13 +57,13 @@ class Transcriptions:
     def check(self, options: Options) -> None:
         """Raises InvalidOption for what the loaded models cannot do."""
         own = _own(options)
-        model = self._services.engine.model_for(own.language)
+        model = self._inference.engine.model_for(own.language)
         if own.task is Task.TRANSLATE and model.languages == {"en"}:
             expected = f"transcribe, since {model.name} is English only"
             raise InvalidOption("task", "translate", expected)
 
-    def make(self, job_id: str, options: Options) -> "Transcription":
-        return Transcription(job_id, _own(options), self._services, self._settings)
+    def make(self, options: Options, owner: Owner) -> "Transcription":
+        return Transcription(_own(options), owner, self._inference, self._settings)
 
 
 def _own(options: Options) -> JobOptions:
@@ -78,44 +71,45 @@ def _own(options: Options) -> JobOptions:
     return options
 
 
-class Transcription(Job):
+class Transcription:
     """Audio waits in the transcriber: one window of 30 s and four closed utterances at most; when
     that is full the body is not read further, so the sender waits."""
 
-    relays_input: ClassVar[bool] = True
-    options: JobOptions
+    relays_input = True
+    max_body_bytes = None
 
     def __init__(
-        self, job_id: str, options: JobOptions, services: Services, settings: Settings
+        self, options: JobOptions, owner: Owner, inference: Inference, settings: StreamingSettings
     ) -> None:
-        log = EventLog(settings.jobs.max_events)
-        super().__init__(job_id, options, settings.jobs, services.metrics, log)
-        self._services = services
-        self._streaming = settings.streaming
-        self._transcriber = Transcriber(options.streaming(settings.streaming))
+        self.options = options
+        self._owner = owner
+        self._inference = inference
+        self._settings = settings
+        self._transcriber = Transcriber(options.streaming(settings))
         self._voice_state = VoiceState()
-        self._pending = np.empty(0, dtype=np.float32)
-        self._carry = b""
-        self._raw_format: Pcm | None = None
+        self._raw = RawStream()
+        self._frames = FrameBlocks(MAX_BLOCK_SAMPLES // FRAME_SAMPLES)
         self._heard = asyncio.Event()
+        """There is more for `run` to do."""
         self._decoded = asyncio.Event()
-        self._num_words = 0
-        self._num_samples = self._num_heard = 0
-        self._partials_dropped = 0
+        """There may be room, or what is waited for is final."""
+        self._num_samples = self._num_words = 0
         self._decode_seconds = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.time()
 
     @property
     def audio_seconds(self) -> float:
-        """Seconds of audio received, a piece shorter than a frame included."""
-        return self._transcriber.audio_seconds + len(self._pending) / SAMPLE_RATE
+        """What waits to be heard included."""
+        return self._num_samples / SAMPLE_RATE
 
     @property
     def lag_seconds(self) -> float:
         return self._transcriber.lag_seconds
 
     @property
-    def worth_keeping(self) -> bool:
-        return self._failure is None or self._transcriber.audio_seconds > 0
+    def has_understood(self) -> bool:
+        return self._transcriber.num_samples > 0
 
     def counters(self) -> dict[str, Any]:
         return {
@@ -132,131 +126,81 @@ class Transcription(Job):
         return CONTENT_TYPES[output], WRITERS[output](words=self.options.words)
 
     def change(self, options: Options) -> None:
-        """Go on with other options, from the next decode. Raises JobEnded."""
-        super().change(options)
-        self._transcriber.receive_settings(_own(options).streaming(self._streaming))
+        """From the next decode."""
+        self.options = _own(options)
+        self._transcriber.receive_settings(self.options.streaming(self._settings))
         self._heard.set()
 
     async def finalize(self) -> None:
-        """Return when all that was received so far is final; the stream goes on. Raises JobEnded.
-
-        What fills no frame of 32 ms waits for the rest of it.
-        """
-        self.check_runs()
-        self.keep_alive()
+        """What fills no frame of 32 ms waits for the rest of it."""
         received = self._num_samples
-        while not self._transcriber.ended and self._num_heard + FRAME_SAMPLES <= received:
-            self._decoded.clear()
-            await self._decoded.wait()
+        while (
+            not self._transcriber.ended
+            and self._transcriber.num_samples + FRAME_SAMPLES <= received
+        ):
+            await self._until_decoded()
         position = self._transcriber.receive_finalize()
         self._heard.set()
         while not self._transcriber.is_final(position):
-            self._decoded.clear()
-            await self._decoded.wait()
+            await self._until_decoded()
 
-    async def receive_segments(
+    def bodies(
         self, segments: AsyncIterator[Chunks], audio_format: AudioFormat | None
-    ) -> None:
+    ) -> AsyncIterator[Chunks]:
         """Segments that go on in one another are one body, one decoder and one clock: transport
         streams, raw audio, a recording in pieces. One that begins another file begins anew."""
-        joiner = SegmentJoiner(segments, audio_format)
-        while not self._input_ended and await joiner.begin():
-            try:
-                await self._receive_counted(joiner.chunks(), audio_format, BodyCounter(None))
-            except UnsupportedAudio as error:
-                if self._failure is not None:
-                    raise
-                self.problem = error
-                self.num_problems += 1
-                self._logger.debug("segment left out: %s", error)
-        if self._stop_reason is not None:
-            await self._end_input(self._stop_reason)
+        return SegmentJoiner(segments, audio_format)
 
-    async def _receive(
-        self, chunks: AsyncIterator[bytes], audio_format: AudioFormat | None
-    ) -> None:
-        # What goes on in the middle of a sound has no head to tell its format by, so labelled raw
-        # audio keeps its label; a divided sample goes on only in the same format.
-        declared = audio_format
-        if audio_format is None and self._raw_format != NATIVE:
-            declared = self._raw_format
-        carry = self._carry if (declared or NATIVE) == self._raw_format else b""
-        async with open_source(declared, carry=carry) as source:
+    def leave_out(self, error: ServiceError) -> None:
+        self._owner.logger.debug("segment left out: %s", error)
+
+    async def receive(self, body: Body, audio_format: AudioFormat | None) -> None:
+        async with open_source(audio_format, self._raw) as source:
 
             async def pump() -> None:
-                async for chunk in chunks:
-                    self.keep_alive()
-                    await source.send(chunk)
+                await body.pump(source.send)
+                await source.send_eof()  # what has come of it is decoded in any case
 
-            async def finish(pumping: asyncio.Task[None]) -> None:
-                """Apart from `pump`, which `stop` may cancel before its first step: what has come
-                so far is decoded in any case."""
-                await asyncio.wait({pumping})
-                await source.send_eof()
-
-            try:
-                async with bare_errors(), asyncio.TaskGroup() as group:
-                    self._pump = group.create_task(pump())
-                    group.create_task(finish(self._pump))
-                    async for samples in source:
-                        await self._take(samples)
-            finally:
-                self._pump = None
-            self._carry = source.carry
-            if isinstance(source.format, Pcm):
-                self._raw_format = source.format
+            async with bare_errors(), asyncio.TaskGroup() as group:
+                group.create_task(pump())
+                async for samples in source:
+                    await self._take(samples)
 
     async def _take(self, samples: NDArray[np.float32]) -> None:
         """Pass whole frames on to the transcriber, as it has room."""
         self._num_samples += len(samples)
-        self._pending = np.concatenate([self._pending, samples])
-        while len(self._pending) >= FRAME_SAMPLES:
-            await self._wait_for_room()
-            whole = len(self._pending) // FRAME_SAMPLES * FRAME_SAMPLES
-            block, self._pending = np.split(self._pending, [min(whole, _BLOCK_SAMPLES)])
-            await self._hear(block, block)
+        for block in self._frames.receive_samples(samples):
+            while not (self._transcriber.has_room or self._transcriber.ended):
+                await self._until_decoded()
+            if not self._transcriber.ended:
+                await self._hear(block)
 
-    async def _hear(self, samples: NDArray[np.float32], frames: NDArray[np.float32]) -> None:
-        voice = await self._services.voice.probabilities(frames, self._voice_state)
+    async def _hear(self, samples: NDArray[np.float32]) -> None:
+        voice = await self._inference.voice.probabilities(samples, self._voice_state)
         self._transcriber.receive_audio(samples, voice.tolist())
-        self._metrics.audio_seconds.inc(len(samples) / SAMPLE_RATE)
-        self._num_heard += len(samples)
-        self.keep_alive()
+        self._inference.metrics.audio_seconds.inc(len(samples) / SAMPLE_RATE)
+        self._owner.keep_alive()
         self._heard.set()
         self._decoded.set()
 
-    async def _wait_for_room(self) -> None:
-        while not (self._transcriber.has_room or self._transcriber.ended):
-            self._decoded.clear()
-            await self._decoded.wait()
-        if self._transcriber.ended:
-            raise self._failure or JobEnded(self.job_id)
-
-    async def _end_input(self, reason: EndReason, failure: ServiceError | None = None) -> None:
-        if self._input_ended:
-            return
-        self._input_ended = True
-        tail, self._pending = self._pending, self._pending[:0]
+    async def receive_end(self, reason: EndReason, failure: ServiceError | None) -> None:
+        tail = self._frames.receive_end()
         if len(tail) and not self._transcriber.ended:
-            try:
-                await self._hear(tail, np.pad(tail, (0, FRAME_SAMPLES - len(tail))))
-            except DecodeError as error:  # whoever ends the input waits for the end of the job
-                self._abandon(error)
-        if failure is None:
-            self._transcriber.receive_end(reason)
-        else:
-            self._transcriber.receive_end(EndReason.ERROR, (failure.code, str(failure)))
+            await self._hear(tail)
+        told = None if failure is None else (failure.code, str(failure))
+        self._transcriber.receive_end(reason, told)
         self._heard.set()
 
-    def _abandon(self, error: ServiceError) -> None:
-        self._failure = self._failure or error
+    def abandon(self, error: ServiceError) -> None:
         self._transcriber.receive_failure(error.code, str(error))
         self._publish()
+        self._heard.set()
+        self._decoded.set()
 
-    async def _work(self) -> None:
+    async def run(self) -> None:
         while not self._transcriber.ended:
             self._heard.clear()
-            window = self._transcriber.next_window(live=self._is_live())
+            window = self._next_window()
             self._publish()
             if window is not None:
                 await self._decode(window)
@@ -266,11 +210,18 @@ class Transcription(Job):
         self._publish()
         self._decoded.set()
 
+    def _next_window(self) -> Window | None:
+        before = self._transcriber.num_partials_dropped
+        window = self._transcriber.next_window(live=self._is_live())
+        dropped = self._transcriber.num_partials_dropped - before
+        self._inference.metrics.partials_dropped.inc(dropped)
+        return window
+
     async def _decode(self, window: Window) -> None:
         began = self._loop.time()
         wanted = began
         if window.purpose is Purpose.PARTIAL:  # finals go first
-            wanted += self._streaming.partial_interval
+            wanted += self._settings.partial_interval
         request = DecodeRequest(
             window.samples,
             deadline=wanted,
@@ -282,22 +233,22 @@ class Transcription(Job):
             committed=window.committed,
             draft=window.draft,
         )
-        try:
-            hypothesis = await self._services.engine.decode(request)
-        except DecodeError as error:
-            self._logger.error("%s", error)
-            self._abandon(error)
-            return
+        hypothesis = await self._inference.engine.decode(request)
         seconds = self._loop.time() - began
         self._decode_seconds += seconds
-        self._metrics.observe_decode(window.purpose.name.lower(), seconds, hypothesis)
+        self._inference.metrics.observe_decode(window.purpose.name.lower(), seconds, hypothesis)
         self._transcriber.receive_hypothesis(hypothesis, seconds)
         self._publish()
         self._decoded.set()
 
+    async def _until_decoded(self) -> None:
+        self._decoded.clear()
+        await self._decoded.wait()
+
     def _is_live(self) -> bool:
         elapsed = self._loop.time() - self._started
-        return not self._input_ended and self.audio_seconds <= elapsed + _LIVE_SLACK_SECONDS
+        in_time = self.audio_seconds <= elapsed + _LIVE_SLACK_SECONDS
+        return in_time and not self._transcriber.input_ended
 
     def _publish(self) -> None:
         for event in self._transcriber.events_to_send():
@@ -305,12 +256,5 @@ class Transcription(Job):
                 self._num_words += len(event.words)
                 if self._is_live():
                     lag = self._transcriber.final_lag_seconds
-                    self._metrics.final_lag_seconds.observe(lag)
-            self._send(event)
-        dropped = self._transcriber.num_partials_dropped
-        self._metrics.partials_dropped.inc(dropped - self._partials_dropped)
-        self._partials_dropped = dropped
-
-    def _finish(self) -> None:
-        self._decoded.set()
-        super()._finish()
+                    self._inference.metrics.final_lag_seconds.observe(lag)
+            self._owner.send(event)

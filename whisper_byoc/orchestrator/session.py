@@ -12,18 +12,21 @@ import aiohttp
 
 from whisper_byoc.audio.formats import AudioFormat
 from whisper_byoc.errors import BadMessage, RequestError, ServiceError, SlowReader
-from whisper_byoc.jobs.job import Job, JobLog
+from whisper_byoc.jobs.job import Job
+from whisper_byoc.jobs.jobs import Jobs
+from whisper_byoc.jobs.work import Activity, JobLog
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.orchestrator.messages import (
     Account,
     StartRequest,
     data_line,
     heartbeat_event,
+    known_options,
     parse_update,
     status_event,
     wrapped,
 )
-from whisper_byoc.settings import WorkerSettings
+from whisper_byoc.settings import Settings
 from whisper_byoc.transcript import EndReason, Event, Failure, Payload
 from whisper_byoc.trickle.client import ClientOptions, Publisher, Subscriber, open_session
 from whisper_byoc.trickle.local import LocalChannel, LocalReader
@@ -44,8 +47,8 @@ _SETTLE_SECONDS = 0.25
 _HEARTBEATS, _STATUS, _TRACE = "stream_heartbeat", "ai_stream_status", "stream_trace"
 _EVENTS = "ai_stream_events"
 
-Update = Callable[[Job, Mapping[str, Any]], None]
-Work = Callable[[aiohttp.ClientSession], Awaitable[None]]
+Part = Callable[[aiohttp.ClientSession], Awaitable[None]]
+"""What a session does beside the others, on the connections of its channels."""
 
 
 class Session:
@@ -61,33 +64,35 @@ class Session:
         self,
         request: StartRequest,
         job: Job,
-        settings: WorkerSettings,
-        pipeline: str,
-        verify_tls: bool,
         audio_format: AudioFormat | None,
-        update: Update,
+        jobs: Jobs,
+        settings: Settings,
         metrics: Metrics,
     ) -> None:
+        """audio_format: of segments that are no container; None lets their first bytes say. jobs:
+        that the job is one of."""
         self.request = request
         self.job = job
         self.stopping = asyncio.Event()
         self._flushed = False
         self._done = asyncio.Event()
-        self._settings = settings
-        self._options = ClientOptions(settings.retry_seconds, verify_tls=verify_tls)
-        self._pipeline = pipeline
+        self._jobs = jobs
+        self._settings = settings.worker
+        self._options = ClientOptions(
+            settings.worker.retry_seconds, verify_tls=settings.orchestrator.verify_tls
+        )
+        self._pipeline = settings.capability.pipeline
         self._audio_format = audio_format
-        self._update = update
         self._metrics = metrics
         self._reason = EndReason.STOPPED
         self._input = LocalChannel(
-            "", num_slots=_MAX_WAITING_SEGMENTS, max_bytes=settings.max_waiting_bytes
+            "", num_slots=_MAX_WAITING_SEGMENTS, max_bytes=settings.worker.max_waiting_bytes
         )
         self._to_job = LocalReader(self._input)
         self._events: deque[bytes] = deque(maxlen=_MAX_WAITING_EVENTS)
         self._event_came = asyncio.Event()
         self._started = time.time()
-        self._last_heard = time.monotonic()
+        self._activity = Activity()
         self._last_input: float | None = None
         self._last_output: float | None = None
         self._last_params: float | None = None
@@ -104,8 +109,8 @@ class Session:
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Other values for some options. Raises RequestError; the stream goes on."""
-        self._update(self.job, values)
-        self._heard()
+        self._jobs.change(self.job, known_options(self.job.options, values))
+        self._activity.note()
         self._last_params = time.time()
         self._tell({"type": "params_updated", "params": self._params()}, _EVENTS)
 
@@ -147,13 +152,13 @@ class Session:
             async with open_session(self._options) as http, asyncio.TaskGroup() as group:
                 telling = group.create_task(self._guard(self._tell_events, http))
                 listening = [
-                    group.create_task(self._guard(work, http))
-                    for work in (self._read_input, self._read_control)
+                    group.create_task(self._guard(part, http))
+                    for part in (self._read_input, self._read_control)
                 ]
                 watching = group.create_task(self._watch())
                 working = [
-                    group.create_task(self._guard(work, http))
-                    for work in (self._feed, self._relay, self._write_output)
+                    group.create_task(self._guard(part, http))
+                    for part in (self._feed, self._relay, self._write_output)
                 ]
                 await self.stopping.wait()
                 for task in (*listening, watching):
@@ -188,12 +193,12 @@ class Session:
             self.stopping.set()
             self._event_came.set()
 
-    async def _guard(self, work: Work, http: aiohttp.ClientSession) -> None:
-        """Whatever ends one of the works ends the stream, and in good order. A work is begun here,
+    async def _guard(self, part: Part, http: aiohttp.ClientSession) -> None:
+        """Whatever ends one of the parts ends the stream, and in good order. A part is begun here,
         since a task may be cancelled before its first step."""
         reason = EndReason.EOF
         try:
-            await work(http)
+            await part(http)
         except ChannelEnded as ended:
             self._logger.info("%s", ended)
         except ServiceError as error:
@@ -202,10 +207,6 @@ class Session:
             lost = isinstance(error, TrickleError)
             reason = EndReason.DISCONNECTED if lost else EndReason.ERROR
         self._end(reason)
-
-    def _heard(self) -> None:
-        self._last_heard = time.monotonic()
-        self.job.keep_alive()
 
     def _tell(self, event: Mapping[str, Any], queue: str) -> None:
         self._events.append(wrapped(event, queue))
@@ -234,7 +235,7 @@ class Session:
         try:
             async for chunk in chunks:
                 self._last_input = time.time()
-                self._heard()
+                self._activity.note()
                 if len(kept) + len(chunk) > self._settings.max_segment_bytes:
                     self._input.end(kept)
                     kept = self._input.begin(self._input.next_write)
@@ -338,7 +339,7 @@ class Session:
             return
         async with Subscriber(self.request.control_url, http, self._options) as subscriber:
             async for segment in subscriber:
-                self._heard()
+                self._activity.note()
                 body = bytearray()
                 async with aclosing(segment.chunks()) as chunks:
                     async for chunk in chunks:
@@ -360,10 +361,7 @@ class Session:
     async def _watch(self) -> None:
         """A stream that nobody sends to may go on; one that nobody holds any more may not."""
         limit = self._settings.silence_seconds
-        beat = min(self._settings.heartbeat_seconds, limit / 2)
-        while time.monotonic() - self._last_heard < limit:
-            self.job.keep_alive()
-            await asyncio.sleep(beat)
+        await self._activity.until_idle(limit)
         self._logger.warning("nothing from the orchestrator for %.0f s", limit)
         self._end(EndReason.IDLE)
 

@@ -81,11 +81,9 @@ class Sessions:
         session = Session(
             request,
             self._open_job(request),
-            self._settings.worker,
-            self._settings.capability.pipeline,
-            self._settings.orchestrator.verify_tls,
             audio_format,
-            self._change,
+            self._jobs,
+            self._settings,
             self._metrics,
         )
         self._running[request.stream_id] = session
@@ -136,10 +134,7 @@ class Sessions:
         if before is not None and before.state is not JobState.ENDED:
             raise StreamExists(RETRY_AFTER_SECONDS, request.stream_id)
         # The same stream may come once more, after a swap and back.
-        return self._jobs.open(request.job_id, options, again=True)
-
-    def _change(self, job: Job, values: Mapping[str, Any]) -> None:
-        self._jobs.change(job, known_options(job.options, values))
+        return self._jobs.open(request.job_id, options, again=True, attended=True)
 
 
 def _audio_format(params: Mapping[str, Any]) -> AudioFormat | None:
