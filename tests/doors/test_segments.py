@@ -183,11 +183,12 @@ async def test_a_late_reader_is_sent_to_what_is_kept(
     http: aiohttp.ClientSession, sentence: NDArray[np.float32]
 ) -> None:
     settings = Settings(jobs=JobSettings(max_events=10))
-    async with serve_app(scripted_engine(ScriptedModel()), settings) as (url, _):
+    async with serve_app(scripted_engine(ScriptedModel()), settings) as (url, service):
         silence = np.zeros(24_000, np.float32)
         speech = np.concatenate([np.concatenate([sentence[:20_000], silence]) for _ in range(12)])
         async with http.put(f"{url}/live/j/source", data=io.BytesIO(pcm(speech))):
             pass
+        await service.jobs.get("j").until_ended()  # the answer does not wait for the flush
         async with http.get(f"{url}/live/j/output/0") as answer:
             assert answer.status == 470
             latest = int(answer.headers["Lp-Trickle-Latest"])
