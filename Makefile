@@ -58,10 +58,11 @@ test: bake-test gateway-peer  ## install, bake and run every test
 test-conformance: install  ## the 36 cases of a trickle server against TRICKLE_BASE=http://host/ai/trickle/
 	TRICKLE_BASE=$(TRICKLE_BASE) $(BIN)/python -m pytest tests/trickle/test_conformance.py
 
-check: install  ## format, lint and types
+check: install  ## format, lint, types and the C compiler's warnings
 	$(BIN)/ruff format --check $(FOLDERS)
 	$(BIN)/ruff check $(FOLDERS)
 	$(BIN)/mypy --strict $(FOLDERS)
+	$(BIN)/python scripts/build_native.py -Wall -Wextra -Werror
 
 format: install
 	$(BIN)/ruff format $(FOLDERS)

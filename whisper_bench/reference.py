@@ -12,10 +12,9 @@ from whisper.timing import find_alignment, merge_punctuations
 from whisper.tokenizer import LANGUAGES, get_tokenizer
 
 from whisper_byoc.audio.formats import SAMPLE_RATE
-from whisper_byoc.decode import DecodeRequest, Hypothesis, Rung, Span, Task, Trip
+from whisper_byoc.decode import DecodeRequest, Hypothesis, Rung, Task, Trip
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.batched import APPENDED, PREPENDED
-from whisper_byoc.inference.decoding import spans_of
 from whisper_byoc.inference.ladder import TEMPERATURES, find_trip
 from whisper_byoc.transcript import Word
 
@@ -48,7 +47,7 @@ class ReferenceModel:
         for request in requests:
             try:
                 answers.append(self._decode(request))
-            except (RuntimeError, ValueError) as error:
+            except Exception as error:  # whatever it raised, the other windows are to be heard
                 answers.append(DecodeError(f"{type(error).__name__}: {error}"))
         return answers
 
@@ -73,14 +72,7 @@ class ReferenceModel:
             temperature=result.temperature,
             rung=rung,
             trip=trip,
-            spans=self._spans(result, request),
         )
-
-    def _spans(self, result: DecodingResult, request: DecodeRequest) -> tuple[Span, ...]:
-        if not request.timestamps:
-            return ()
-        tokenizer = get_tokenizer(self._model.is_multilingual)
-        return spans_of(result.tokens, tokenizer, len(request.samples) / SAMPLE_RATE)
 
     def _decode_with_fallback(
         self, mel: torch.Tensor, request: DecodeRequest
@@ -112,7 +104,7 @@ class ReferenceModel:
             temperature=temperature,
             prompt=self._tokens(request.prompt),
             prefix=self._tokens(request.committed),
-            without_timestamps=not request.timestamps,
+            without_timestamps=True,
             fp16=self.device != "cpu",
         )
 

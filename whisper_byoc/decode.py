@@ -62,8 +62,6 @@ class DecodeRequest:
     retry: whether a text that is not believed is worth further attempts.
     committed: what the text does begin with; the hypothesis holds what comes behind it.
     draft: what that may begin with, say the last hypothesis: changes the cost, not the words.
-    timestamps: whether the decoder is to put Whisper's timestamps into the text, which gives
-    `Hypothesis.spans`.
     """
 
     samples: NDArray[np.float32]
@@ -75,7 +73,6 @@ class DecodeRequest:
     retry: bool = True
     committed: str = ""
     draft: str = ""
-    timestamps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +89,6 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """What the decoder put between two timestamps, in seconds from the start of the window."""
-
-    start: float
-    end: float
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Hypothesis:
     """What the decoder heard in one window.
 
@@ -112,7 +100,6 @@ class Hypothesis:
     compression_ratio: text bytes over deflated bytes; above 2.4 Whisper calls it a loop.
     temperature: the one that gave this text; 0 is greedy.
     rung: of the ladder, that gave it; trip: why the first attempt was not believed, or None.
-    spans: of the text, where timestamps were asked for.
     """
 
     text: str
@@ -124,5 +111,4 @@ class Hypothesis:
     temperature: float = 0.0
     rung: Rung = Rung.FIRST
     trip: Trip | None = None
-    spans: tuple[Span, ...] = ()
     evidence: tuple[Evidence, ...] = ()

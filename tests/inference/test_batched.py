@@ -250,26 +250,6 @@ def test_on_cuda_it_hears_the_same_sentences(clips: list[NDArray[np.float32]]) -
     assert jiwer.wer(plain(" ".join(SENTENCES)), plain(heard)) <= 0.1, heard
 
 
-def test_timestamps_where_they_are_asked_for(
-    fast: BatchedModel, reference: ReferenceModel, speak: Speak
-) -> None:
-    pause = np.zeros(24_000, dtype=np.float32)
-    clip = np.concatenate([speak(SENTENCES[0]), pause, speak(SENTENCES[2])])
-    ours, theirs = (
-        decoded(model, request(clip, timestamps=True))[0] for model in (fast, reference)
-    )
-    assert " ".join(span.text for span in ours.spans) == ours.text
-    assert [plain(span.text) for span in ours.spans] == [plain(it.text) for it in theirs.spans]
-    limits = [limit for span in ours.spans for limit in (span.start, span.end)]
-    assert limits == sorted(limits)
-    assert limits == pytest.approx(
-        [limit for span in theirs.spans for limit in (span.start, span.end)], abs=0.5
-    )
-    assert " ".join(word.text for word in ours.words) == ours.text
-    (without,) = decoded(fast, request(clip))
-    assert without.spans == ()
-
-
 @pytest.mark.parametrize("num_committed", [150, 222, 223, 230])
 def test_prompt_and_committed_words_share_the_positions(
     fast: BatchedModel, num_committed: int

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tests.conftest import MODELS, Speak
 from whisper_byoc.inference.batched import log_mel
 from whisper_byoc.inference.network import MAX_FRAMES, Ask, Dimensions, Feed, Network
-from whisper_byoc.inference.precision import Branch, open_network, runs_here
+from whisper_byoc.inference.precision import Branch, Resources, open_network, runs_here
 
 pytestmark = pytest.mark.model
 BRANCHES = [
@@ -46,7 +46,7 @@ def network(branch: Branch) -> Network:
     checkpoint = torch.load(MODELS / "tiny.en.pt", weights_only=True)
     device = "cuda" if branch is Branch.FP16 else "cpu"
     dims, weights = Dimensions(**checkpoint["dims"]), checkpoint["model_state_dict"]
-    return open_network(branch, dims, weights, device, HEADS, max_streams=8)
+    return open_network(branch, dims, weights, HEADS, Resources(device, threads=2, max_streams=8))
 
 
 def ask_text(network: Network, index: int) -> Ask:
@@ -65,27 +65,27 @@ def test_logits_are_whispers(network: Network, branch: Branch, mel: torch.Tensor
     network.close(stream)
     difference = (logits.cpu() - expected).abs().mean()
     assert difference < TOLERANCE[branch]
-    same = [choice.text for choice in choices] == expected[:, : TEXT_TOKENS + 106].argmax(
-        -1
-    ).tolist()
+    same = [choice.token for choice in choices] == expected.argmax(-1).tolist()
     assert same or branch is not Branch.FP32
 
 
 def test_choices_are_the_best_of_what_the_mask_allows(network: Network, mel: torch.Tensor) -> None:
     stream = network.open(network.encode(mel), 8)
-    times = network.dims.n_vocab - 1501
-    first, end = times + 10, times + 61
-    ask = ask_text(network, 1)._replace(first_time=first, end_time=end)
-    (answers,), logits = network.forward([Feed(stream, PREFIX, [Ask(0), ask])])
+    asks = [Ask(0), ask_text(network, 1)]
+    (answers,), logits = network.forward([Feed(stream, PREFIX, asks)])
     network.close(stream)
-    row, everything = logits[1].cpu(), logits[0].cpu()
-    assert answers[1].text == int(row[:TEXT_TOKENS].argmax())
-    assert answers[1].text_logit == pytest.approx(float(row[:TEXT_TOKENS].max()), abs=1e-5)
-    assert answers[1].text_sum == pytest.approx(float(row[:TEXT_TOKENS].logsumexp(-1)), abs=1e-4)
-    assert answers[1].time == first + int(row[first:end].argmax())
-    assert answers[1].time_sum == pytest.approx(float(row[first:end].logsumexp(-1)), abs=1e-4)
-    assert answers[0].text_sum == pytest.approx(float(everything[:times].logsumexp(-1)), abs=1e-4)
-    assert (answers[0].time, answers[0].time_sum) == (-1, -np.inf)
+    for answer, row in zip(answers, (logits[0].cpu(), logits[1, :TEXT_TOKENS].cpu()), strict=True):
+        assert answer.token == int(row.argmax())
+        assert answer.logit == pytest.approx(float(row.max()), abs=1e-5)
+        assert answer.log_sum == pytest.approx(float(row.logsumexp(-1)), abs=1e-4)
+
+
+def test_nothing_is_chosen_where_nothing_may_come(network: Network, mel: torch.Tensor) -> None:
+    stream = network.open(network.encode(mel), 8)
+    nothing = network.mask(np.full(network.dims.n_vocab, -np.inf, dtype=np.float32))
+    ((answer,),), _ = network.forward([Feed(stream, PREFIX, [Ask(1, nothing)])])
+    network.close(stream)
+    assert answer == (-1, -np.inf, -np.inf)
 
 
 def test_a_token_at_a_time_is_the_same_as_all_at_once(network: Network, mel: torch.Tensor) -> None:
@@ -96,8 +96,8 @@ def test_a_token_at_a_time_is_the_same_as_all_at_once(network: Network, mel: tor
     (at_once,), _ = network.forward([Feed(whole, tokens, [ask_text(network, last)])])
     for token in tokens:
         (one_by_one,), _ = network.forward([Feed(stepwise, [token], [ask_text(network, 0)])])
-    assert one_by_one[0].text == at_once[0].text
-    assert one_by_one[0].text_logit == pytest.approx(at_once[0].text_logit, abs=0.05)
+    assert one_by_one[0].token == at_once[0].token
+    assert one_by_one[0].logit == pytest.approx(at_once[0].logit, abs=0.05)
     looked = whole.attention(1, last)
     assert looked.shape[:2] == (len(HEADS), last - 1)
     assert looked.shape[2] >= MAX_FRAMES
@@ -115,8 +115,8 @@ def test_what_is_taken_back_leaves_no_trace(network: Network, mel: torch.Tensor)
     network.forward([Feed(wrong, [*PREFIX, 1000, 2000, 3000], [])])
     wrong.length = len(PREFIX)
     (found,), _ = network.forward([Feed(wrong, TEXT[:2], [ask._replace(at=1)])])
-    assert found[0].text == expected[0].text
-    assert found[0].text_logit == pytest.approx(expected[0].text_logit, abs=0.05)
+    assert found[0].token == expected[0].token
+    assert found[0].logit == pytest.approx(expected[0].logit, abs=0.05)
     network.close(straight)
     network.close(wrong)
 
@@ -146,8 +146,8 @@ def test_a_stream_does_not_depend_on_its_neighbours(
     for found in (answers[1][0], answers[3][0]):
         if branch in (Branch.AVX512, Branch.AVX2):
             assert found == expected[0]
-        assert found.text == expected[0].text
-        assert found.text_logit == pytest.approx(expected[0].text_logit, abs=0.05)
+        assert found.token == expected[0].token
+        assert found.logit == pytest.approx(expected[0].logit, abs=0.05)
 
 
 def test_more_tokens_than_one_pass_takes(network: Network, mel: torch.Tensor) -> None:
@@ -160,7 +160,7 @@ def test_more_tokens_than_one_pass_takes(network: Network, mel: torch.Tensor) ->
     for first in range(0, len(tokens), 10):
         part = tokens[first : first + 10]
         (stepwise,), _ = network.forward([Feed(parts, part, [ask_text(network, len(part) - 1)])])
-    assert stepwise[0].text == at_once[1].text
+    assert stepwise[0].token == at_once[1].token
     network.close(whole)
     network.close(parts)
 
@@ -177,7 +177,7 @@ def test_a_thin_tail_stands_for_the_silence_behind(network: Network, mel: torch.
         asks = [ask_text(network, index) for index in range(1, 2 + len(TEXT))]
         (choices,), _ = network.forward([Feed(stream, [*PREFIX, *TEXT], asks)])
         network.close(stream)
-        answers.append([choice.text for choice in choices])
+        answers.append([choice.token for choice in choices])
     assert sized.num_frames == frames
     same = sum(a == b for a, b in zip(*answers, strict=True))
     assert same >= len(answers[0]) - 1
@@ -193,7 +193,7 @@ def test_windows_of_any_length(network: Network) -> None:
         network.close(stream)
         assert encoded.num_frames == frames
         assert bool(torch.isfinite(logits).all()), frames
-        assert 0 <= answers[0].text < network.dims.n_vocab
+        assert 0 <= answers[0].token < network.dims.n_vocab
 
 
 def test_queries_look_where_the_sound_is(network: Network, mel: torch.Tensor) -> None:
@@ -205,3 +205,24 @@ def test_queries_look_where_the_sound_is(network: Network, mel: torch.Tensor) ->
         0
     )
     assert centres[-2] > centres[0] + 20
+
+
+@pytest.mark.parametrize("num_tokens", [150, 448])
+def test_a_text_may_have_more_tokens_than_its_window_has_frames(
+    network: Network, branch: Branch, mel: torch.Tensor, num_tokens: int
+) -> None:
+    """Beside a window of 30 s there is room for its scores in any case."""
+    second = network.encode(mel[:, :100].contiguous())
+    tokens = ([*PREFIX, *TEXT * 50])[:num_tokens]
+    ask = ask_text(network, num_tokens - 1)
+    alone, beside, long = (
+        network.open(encoded, 448) for encoded in (second, second, network.encode(mel))
+    )
+    (expected, _), _ = network.forward([Feed(beside, tokens, [ask]), Feed(long, PREFIX, [])])
+    (found,), _ = network.forward([Feed(alone, tokens, [ask])])
+    if branch in (Branch.AVX512, Branch.AVX2):
+        assert found == expected
+    assert found[0].token == expected[0].token
+    assert found[0].logit == pytest.approx(expected[0].logit, abs=0.05)
+    for stream in (alone, beside, long):
+        network.close(stream)

@@ -75,7 +75,10 @@ class BatchThread(Generic[Request, Answer]):
     async def _answer(self, requests: list[Request]) -> Sequence[Answer | DecodeError]:
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._executor, self._compute, requests)
+            answers = await loop.run_in_executor(self._executor, self._compute, requests)
+            if len(answers) != len(requests):
+                raise ValueError(f"{len(answers)} answers, expected {len(requests)}")
+            return answers
         except Exception as error:  # every job waits on this thread: fail this batch and go on
             return [DecodeError(f"{type(error).__name__}: {error}") for _ in requests]
 

@@ -23,13 +23,20 @@ from whisper.tokenizer import LANGUAGES, Tokenizer, get_tokenizer
 from whisper.utils import compression_ratio
 
 from whisper_byoc.audio.formats import SAMPLE_RATE
-from whisper_byoc.decode import DecodeRequest, Evidence, Hypothesis, Rung, Span, Task, Trip
+from whisper_byoc.decode import DecodeRequest, Evidence, Hypothesis, Rung, Task, Trip
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.alignment import attended_times, token_times
-from whisper_byoc.inference.decoding import Decode, Decoded, Rules, Window, decode_all, spans_of
+from whisper_byoc.inference.decoding import Decode, Decoded, Rules, Window, decode_all
 from whisper_byoc.inference.ladder import TEMPERATURES, find_trip
 from whisper_byoc.inference.network import MAX_FRAMES, Ask, Dimensions, Feed
-from whisper_byoc.inference.precision import Branch, choose_branch, open_network
+from whisper_byoc.inference.precision import (
+    Branch,
+    Resources,
+    choose_branch,
+    num_cores,
+    open_network,
+)
+from whisper_byoc.inference.speech_rates import tokens_per_second
 from whisper_byoc.transcript import UNSPACED, Word
 
 FRAMES_PER_SECOND = 50
@@ -69,17 +76,18 @@ class _Attempt:
     @property
     def trip(self) -> Trip | None:
         """Why Whisper's rules, and ours, ask for another attempt; None when they do not."""
-        if not self.decoded.complete:
+        if self.decoded.overlong:
             return Trip.CAP
         text, decoded = self.text, self.decoded
         ratio = compression_ratio(text) if text else 1.0
-        return find_trip(text, ratio, decoded.no_speech_prob, decoded.avg_logprob)
+        return find_trip(text, ratio, decoded.no_speech_prob, decoded.avg_logprob, decoded.complete)
 
 
 class BatchedModel:
     """One set of weights in our own forward passes. Used by the engine's thread alone.
 
-    full_padding: encode 30 s whatever the window's length, as openai-whisper does.
+    full_padding: encode 30 s whatever the window's length, as openai-whisper does. threads: that
+    compute on a CPU, 0 as many as there are cores.
     """
 
     def __init__(
@@ -90,6 +98,7 @@ class BatchedModel:
         *,
         branch: Branch | None = None,
         full_padding: bool = False,
+        threads: int = 0,
     ) -> None:
         self.name = name
         self.device = device
@@ -102,8 +111,9 @@ class BatchedModel:
         self._num_languages = dims.n_vocab - 51765 - self._multilingual
         self.languages = frozenset(LANGUAGES if self._multilingual else ["en"])
         self._heads = _alignment_heads(name, dims)
+        resources = Resources(device, threads or num_cores(), self.max_batch)
         self._network = open_network(
-            self.branch, dims, checkpoint["model_state_dict"], device, self._heads, self.max_batch
+            self.branch, dims, checkpoint["model_state_dict"], self._heads, resources
         )
         self._rules = Rules(self._tokenizer("en", "transcribe"), dims.n_vocab, self._network)
         self._tails: dict[int, Any] = {}
@@ -119,9 +129,11 @@ class BatchedModel:
         return {part: self._seconds[part] for part in ("mel", "word times")} | parts
 
     def decode(self, requests: Sequence[DecodeRequest]) -> list[Hypothesis | DecodeError]:
+        """See `Model`. A batch in which one window fails is decoded again, a window at a time: the
+        others' words do not depend on it."""
         try:
             return list(self._decode(requests))
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # whatever it raised, the other windows are to be heard
             if len(requests) == 1:
                 return [DecodeError(f"{type(error).__name__}: {error}")]
             return [answer for request in requests for answer in self.decode([request])]
@@ -206,16 +218,14 @@ class BatchedModel:
         forced = _tokens(tokenizer, request.committed)
         prompt = self._prompt(tokenizer, request.prompt, len(forced))
         start = tokenizer.sot_sequence_including_notimestamps
-        if request.timestamps:
-            start = tokenizer.sot_sequence
         window = Window(
             audio,
             num_frames,
             prefix=(*prompt, *start, *forced),
             sot=len(prompt),
             seconds=seconds,
+            tokens_per_second=tokens_per_second(_written(tokenizer, request.task)),
             draft=_tokens(tokenizer, request.draft),
-            timestamps=request.timestamps,
             num_forced=len(forced),
         )
         return _Attempt(request, tokenizer, window, Decoded())
@@ -272,39 +282,26 @@ class BatchedModel:
             temperature=attempt.temperature,
             rung=attempt.rung,
             trip=attempt.trip if attempt.rung is Rung.FIRST else attempt.first_trip,
-            spans=self._spans(attempt),
         )
-
-    def _spans(self, attempt: _Attempt) -> tuple[Span, ...]:
-        if not attempt.request.timestamps:
-            return ()
-        return spans_of(attempt.decoded.tokens, attempt.tokenizer, attempt.window.seconds)
 
     def _words(self, attempt: _Attempt) -> tuple[tuple[Word, ...], tuple[Evidence, ...]]:
         """Words with their times and their evidence; a token is as probable as it was when it was
         chosen."""
         decoded, tokenizer, window = attempt.decoded, attempt.tokenizer, attempt.window
-        places = [
-            place for place, token in enumerate(decoded.tokens) if token < self._rules.first_time
-        ]
-        if not places or decoded.attention is None:
+        if not decoded.tokens or decoded.attention is None:
             return (), ()
         forced = window.num_forced
-        rows = [*range(forced), *(forced + place for place in places)]
-        rows += [forced + len(decoded.tokens)] if decoded.complete else []
-        attention = decoded.attention[:, rows]
-        real = attention[:, :, : window.num_frames]
+        real = decoded.attention[:, :, : window.num_frames]
         masses = real.sum(axis=-1, keepdims=True)
         times = token_times(real / np.maximum(masses, 1e-6))[forced:]
         if not decoded.complete:
             times = np.append(times, window.num_frames / FRAMES_PER_SECOND)
         attended = attended_times(real)[forced:]
         tails = 1 - masses.mean(axis=(0, 2))[forced:]
-        probabilities = np.exp(np.array(decoded.logprobs)[places])
-        tokens = [decoded.tokens[place] for place in places]
+        probabilities = np.exp(np.array(decoded.logprobs))
         spaced = _written(tokenizer, attempt.request.task) not in UNSPACED
         split = tokenizer.split_tokens_on_spaces if spaced else tokenizer.split_tokens_on_unicode
-        texts, groups = split([*tokens, tokenizer.eot])
+        texts, groups = split([*decoded.tokens, tokenizer.eot])
         timings = []
         first = 0
         for text, group in zip(texts[:-1], groups[:-1], strict=True):

@@ -11,15 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from whisper.tokenizer import Tokenizer
 
-from whisper_byoc.decode import Span
-from whisper_byoc.inference.network import NUM_TIMESTAMPS, Ask, Choice, Encoded, Feed, Network
+from whisper_byoc.inference.network import Ask, Choice, Encoded, Feed, Network
 
-TOKENS_PER_SECOND = 8
 SPARE_TOKENS = 16
-"""Speech has fewer than 8 tokens a second; a decode that needs more goes round in circles."""
-TIMESTAMP_SECONDS = 0.02
-MAX_FIRST_TIME = 50
-"""Whisper's: the first timestamp is at most 1 s, in steps of 0.02 s."""
+"""More than what can be said in the seconds of a window: a short one may hold fast words only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +22,9 @@ class Window:
     """One encoded window, ready to be decoded.
 
     num_frames: how many of the encoded are of real audio; prefix: tokens up to the first free one;
-    sot: where among them Whisper's start is; seconds: of real audio; draft: tokens that are tried
-    first, all in one pass; timestamps: whether the text is to hold Whisper's; num_forced: how many
-    tokens at the end of the prefix are the beginning of the text.
+    sot: where among them Whisper's start is; seconds: of real audio; tokens_per_second: more than
+    speech can have in its language; draft: tokens that are tried first, all in one pass;
+    num_forced: how many tokens at the end of the prefix are the beginning of the text.
     """
 
     encoded: Encoded
@@ -37,8 +32,8 @@ class Window:
     prefix: tuple[int, ...]
     sot: int
     seconds: float
+    tokens_per_second: float
     draft: tuple[int, ...] = ()
-    timestamps: bool = False
     num_forced: int = 0
 
 
@@ -53,6 +48,8 @@ class Decoded:
     no_speech_prob: float = 0.0
     complete: bool = False
     """Whether the end of the text was reached, and not the cap."""
+    overlong: bool = False
+    """Whether that cap was how much can be said in the window, and not the decoder's positions."""
     attention: NDArray[np.float32] | None = None
     num_drafted: int = 0
     """How many tokens came from the draft."""
@@ -63,31 +60,12 @@ class Decoded:
         return sum(self.logprobs) / max(1, len(self.logprobs))
 
 
-def spans_of(tokens: Sequence[int], tokenizer: Tokenizer, end: float) -> tuple[Span, ...]:
-    """The text between timestamps; what has no second one lasts until `end`, in seconds."""
-    spans: list[Span] = []
-    start, text = 0.0, list[int]()
-    for token in tokens:
-        if token < tokenizer.timestamp_begin:
-            text.append(token)
-            continue
-        time = (token - tokenizer.timestamp_begin) * TIMESTAMP_SECONDS
-        if text:
-            spans.append(Span(start, time, str(tokenizer.decode(text)).strip()))
-            text = []
-        start = time
-    if text:
-        spans.append(Span(start, max(start, end), str(tokenizer.decode(text)).strip()))
-    return tuple(spans)
-
-
 class Rules:
     """Which tokens may come next, for one vocabulary."""
 
     def __init__(self, tokenizer: Tokenizer, num_tokens: int, network: Network) -> None:
         self.end = tokenizer.eot
         self.no_speech = tokenizer.no_speech
-        self.first_time = num_tokens - NUM_TIMESTAMPS
         never = {
             *tokenizer.non_speech_tokens,
             tokenizer.transcribe,
@@ -101,69 +79,41 @@ class Rules:
         }
         later = np.zeros(num_tokens, dtype=np.float32)
         later[sorted(never)] = -math.inf
-        later[self.first_time :] = -math.inf
+        later[tokenizer.timestamp_begin :] = -math.inf
         first = later.copy()
         first[[*tokenizer.encode(" "), tokenizer.eot]] = -math.inf
-        only_end = np.full(num_tokens, -math.inf, dtype=np.float32)
-        only_end[tokenizer.eot] = 0
-        nothing = np.full(num_tokens, -math.inf, dtype=np.float32)
-        self._masks = [later, first, only_end, nothing]
+        self._masks = later, first
         self._prepared = [network.mask(mask) for mask in self._masks]
 
-    def ask(self, index: int, tokens: Sequence[int], timestamps: bool) -> tuple[Ask, int]:
-        """What may follow the given tokens of a text, and the number of its mask."""
-        if not timestamps:
-            number = 0 if tokens else 1
-            return Ask(index, self._prepared[number]), number
-        number, first, end = self._timestamp_rules(tokens)
-        return Ask(index, self._prepared[number], first, end), number
-
-    def _timestamp_rules(self, tokens: Sequence[int]) -> tuple[int, int, int]:
-        """Timestamps come in pairs and do not fall; one within the first second comes first."""
-        begin = self.first_time
-        if not tokens:
-            return 3, begin, begin + MAX_FIRST_TIME + 1
-        times = [token for token in tokens if token >= begin]
-        is_time = tokens[-1] >= begin
-        closed = len(tokens) < 2 or tokens[-2] >= begin
-        if is_time and closed:
-            return 0, 0, 0  # a pair is complete: text
-        if is_time:
-            return 2, times[-1], begin + NUM_TIMESTAMPS  # its second half, or the end
-        last = times[-1] + 1 if times else begin
-        return 0, last, begin + NUM_TIMESTAMPS
+    def ask(self, place: int, is_first: bool) -> Ask:
+        """What may follow the token at a place of a feed: as a text's first, or as a later one."""
+        return Ask(place, self._prepared[is_first])
 
     def choose(self, choice: Choice) -> tuple[int, float]:
-        """The greedy token and its log-probability; a timestamp where all of them together are more
-        probable than any text."""
-        if choice.time_sum > choice.text_logit:
-            return choice.time, choice.time_logit - choice.time_sum
-        total = float(np.logaddexp(choice.text_sum, choice.time_sum))
-        if choice.time_logit > choice.text_logit:
-            return choice.time, choice.time_logit - total
-        return choice.text, choice.text_logit - total
+        """The greedy token and its log-probability. Raises ValueError where no token may come: the
+        logits are no numbers."""
+        if choice.token < 0:
+            raise ValueError("no token may follow, expected some logit above −∞")
+        return choice.token, choice.logit - choice.log_sum
 
     def sample(
         self,
         logits: Tensor,
-        ask: Ask,
-        number: int,
+        is_first: bool,
         temperature: float,
         generator: torch.Generator | None,
     ) -> tuple[int, float]:
-        """A token drawn at a temperature above 0, and its log-probability at 1."""
-        allowed = logits.cpu() + torch.from_numpy(self._masks[number])
-        times = slice(ask.first_time, ask.end_time)
-        allowed[times] = logits[times].cpu()
-        if ask.end_time and allowed[times].logsumexp(-1) > allowed[: self.first_time].max():
-            allowed[: self.first_time] = -math.inf
+        """A text's first token, or a later one, drawn at a temperature above 0, and its
+        log-probability at 1."""
+        allowed = logits.cpu() + torch.from_numpy(self._masks[is_first])
         probabilities = (allowed / temperature).softmax(-1)
         token = int(torch.multinomial(probabilities, 1, generator=generator))
         return token, float(allowed[token] - allowed.logsumexp(-1))
 
 
 class Decode:
-    """One window on its way: what to feed next, and what came of it."""
+    """One window on its way: what to feed next, and what came of it. Owns a stream of the network
+    from `open` to `close`."""
 
     def __init__(
         self,
@@ -177,79 +127,83 @@ class Decode:
         self.window = window
         self.result = Decoded()
         self.done = False
+        self._network = network
         self._rules = rules
         self._temperature = temperature
         self._generator = generator
         self._keep_attention = keep_attention
         positions = network.dims.n_text_ctx
-        most = max(1, min(positions // 2, positions - len(window.prefix)))
-        self._cap = min(most, round(window.seconds * TOKENS_PER_SECOND) + SPARE_TOKENS)
+        room = max(1, min(positions // 2, positions - len(window.prefix)))
+        spoken = window.seconds * window.tokens_per_second
+        self._most_spoken = spoken  # without the spare ones: a window of 28 s has no room for them
+        self._cap = min(room, round(spoken) + SPARE_TOKENS)
         # A draft longer than any text could be is no draft of this window.
         self._draft = window.draft[: self._cap - 1] if temperature == 0 else ()
-        positions = len(window.prefix) + max(self._cap, len(self._draft) + 1)
-        self.stream = network.open(window.encoded, positions)
-        self._forced = window.prefix[len(window.prefix) - window.num_forced :]
-        self._numbers: list[int] = []
+        self._num_forced = window.num_forced
+        self._stream: Any = None
         self._begun = False
 
+    def open(self) -> None:
+        """Raises ValueError when the network has no room for the prefix and what follows."""
+        self._stream = self._network.open(
+            self.window.encoded, positions=len(self.window.prefix) + self._cap
+        )
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._network.close(self._stream)
+            self._stream = None
+
     def feed(self) -> Feed:
-        tokens: tuple[int, ...] = (*self.result.tokens[-1:],)
-        asks: list[Ask] = []
-        drafts: tuple[int, ...] = ()
-        if not self._begun:
-            tokens = self.window.prefix
-            drafts = self._draft
-            if self._rules.no_speech is not None:
-                asks.append(Ask(self.window.sot))
-        self._numbers = []
-        for count in range(len(drafts) + 1):
-            text = [*self._forced, *self.result.tokens, *drafts[:count]]
-            ask, number = self._rules.ask(len(tokens) - 1 + count, text, self.window.timestamps)
-            asks.append(ask)
-            self._numbers.append(number)
-        self._asks = asks
-        return Feed(self.stream, (*tokens, *drafts), asks)
+        if self._begun:
+            return Feed(self._stream, self.result.tokens[-1:], [self._rules.ask(0, False)])
+        tokens = (*self.window.prefix, *self._draft)
+        asks = [Ask(self.window.sot)] if self._rules.no_speech is not None else []
+        first = len(self.window.prefix) - 1
+        asks += [
+            self._rules.ask(place, is_first=place == first and not self._num_forced)
+            for place in range(first, len(tokens))
+        ]
+        return Feed(self._stream, tokens, asks)
 
     def receive(self, choices: Sequence[Choice], logits: Tensor) -> None:
-        """The answers to `feed`, and their logits, (asks, vocabulary)."""
-        drafts = self._draft if not self._begun else ()
-        offset = len(choices) - len(self._numbers)
-        if offset:
-            assert self._rules.no_speech is not None
+        """The answers to `feed`, and their logits, (asks, vocabulary). Raises ValueError."""
+        drafts = () if self._begun else self._draft
+        first = 0
+        if not self._begun and self._rules.no_speech is not None:
             self.result.no_speech_prob = float(logits[0].softmax(-1)[self._rules.no_speech])
+            first = 1
         self._begun = True
-        for index, number in enumerate(self._numbers):
-            token, logprob = self._choose(choices, logits, offset + index, number)
-            self._receive_token(token, logprob)
+        for index in range(len(drafts) + 1):
+            token = self._receive_answer(choices[first + index], logits[first + index])
             if self.done:
                 break
             if index < len(drafts) and token != drafts[index]:
                 # What was fed behind the first other token is overwritten.
-                self.stream.length -= len(drafts) - index
+                self._stream.length -= len(drafts) - index
                 break
             self.result.num_drafted += index < len(drafts)
         if self.done and self._keep_attention:
-            first = len(self.window.prefix) - 1
-            last = first + len(self.result.tokens) + self.result.complete
-            first -= self.window.num_forced
-            self.result.attention = self.stream.attention(first, last)
+            last = len(self.window.prefix) - 1 + len(self.result.tokens) + self.result.complete
+            begin = len(self.window.prefix) - 1 - self._num_forced
+            self.result.attention = self._stream.attention(begin, last)
 
-    def _choose(
-        self, choices: Sequence[Choice], logits: Tensor, index: int, number: int
-    ) -> tuple[int, float]:
+    def _receive_answer(self, choice: Choice, logits: Tensor) -> int:
+        """Take the next token of the text, or its end."""
+        result, rules = self.result, self._rules
         if self._temperature == 0:
-            return self._rules.choose(choices[index])
-        return self._rules.sample(
-            logits[index], self._asks[index], number, self._temperature, self._generator
-        )
-
-    def _receive_token(self, token: int, logprob: float) -> None:
-        self.result.logprobs.append(logprob)
-        if token == self._rules.end:
-            self.result.complete = True
+            token, logprob = rules.choose(choice)
         else:
-            self.result.tokens.append(token)
-        self.done = self.result.complete or len(self.result.tokens) >= self._cap
+            is_first = not result.tokens and not self._num_forced
+            token, logprob = rules.sample(logits, is_first, self._temperature, self._generator)
+        result.logprobs.append(logprob)
+        if token == rules.end:
+            result.complete = True
+        else:
+            result.tokens.append(token)
+        self.done = result.complete or len(result.tokens) >= self._cap
+        result.overlong = not result.complete and len(result.tokens) >= self._most_spoken
+        return token
 
 
 def step(network: Network, decodes: Sequence[Decode]) -> None:
@@ -264,11 +218,13 @@ def step(network: Network, decodes: Sequence[Decode]) -> None:
 
 def decode_all(network: Network, decodes: Sequence[Decode]) -> None:
     """Decode until all are done; none waits for another."""
-    running: list[Any] = list(decodes)
+    running = list(decodes)
     try:
+        for decode in decodes:
+            decode.open()
         while running:
             step(network, running)
             running = [decode for decode in running if not decode.done]
     finally:
         for decode in decodes:
-            network.close(decode.stream)
+            decode.close()

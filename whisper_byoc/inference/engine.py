@@ -17,6 +17,7 @@ from whisper_byoc.errors import ConfigurationError, DecodeError, InvalidOption
 from whisper_byoc.inference.batch_thread import BatchThread
 from whisper_byoc.inference.batched import BatchedModel
 from whisper_byoc.inference.model import Model
+from whisper_byoc.inference.precision import num_cores
 from whisper_byoc.settings import Device, ModelSettings
 from whisper_byoc.weights.accepting import find_weights
 
@@ -118,9 +119,9 @@ def load_models(settings: ModelSettings) -> list[Model]:
     """
     paths = {name: find_weights(settings.directory, name) for name in settings.names}
     device = choose_device(settings.device)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    return [BatchedModel(name, path, device) for name, path in paths.items()]
+    threads = settings.threads or num_cores()
+    torch.set_num_threads(threads)  # by itself it has one here: importing silero_vad sets that
+    return [BatchedModel(name, path, device, threads=threads) for name, path in paths.items()]
 
 
 def choose_device(device: Device) -> str:

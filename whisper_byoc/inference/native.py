@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from ctypes import POINTER, Structure, c_int32, c_int64, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from whisper_byoc.errors import ConfigurationError
 from whisper_byoc.inference.network import (
     HEAD_WIDTH,
     MAX_FRAMES,
-    NUM_TIMESTAMPS,
     Choice,
     Dimensions,
     Feed,
+    check_feeds,
+    check_mel,
+    check_positions,
 )
 
 MAX_ROWS = 64
@@ -109,25 +113,34 @@ _STREAM = np.dtype(
 _ROW = np.dtype(
     [("stream", "i4"), ("token", "i4"), ("position", "i4"), ("scores", "u8")], align=True
 )
-_WANTED = np.dtype(
-    [("row", "i4"), ("first_time", "i4"), ("end_time", "i4"), ("mask", "u8")], align=True
-)
-_CHOICE = np.dtype(
-    [
-        ("text", "i4"),
-        ("time", "i4"),
-        ("text_logit", "f4"),
-        ("time_logit", "f4"),
-        ("text_sum", "f4"),
-        ("time_sum", "f4"),
-    ]
-)
+_WANTED = np.dtype([("row", "i4"), ("mask", "u8")], align=True)
+_CHOICE = np.dtype([("token", "i4"), ("logit", "f4"), ("log_sum", "f4")])
+
+
+def _layouts() -> dict[str, list[int]]:
+    """Size and offsets of the fields of every struct that C shares with us, as they are here."""
+    structs = (_Linear, _Norm, _Layer, _Model)
+    layouts = {
+        struct.__name__: [
+            ctypes.sizeof(struct),
+            *(getattr(struct, field[0]).offset for field in struct._fields_),
+        ]
+        for struct in structs
+    }
+    for name, dtype in (("_Stream", _STREAM), ("_Row", _ROW), ("_Wanted", _WANTED)):
+        layouts[name] = _layout_of(dtype)
+    return layouts | {"_Choice": _layout_of(_CHOICE)}
+
+
+def _layout_of(dtype: np.dtype[Any]) -> list[int]:
+    return [dtype.itemsize, *(offset for _, offset, *_ in (dtype.fields or {}).values())]
 
 
 class Library:
     """The C library built for one instruction set: `avx512` or `avx2`.
 
-    Raises OSError when it was not built. torch must have been imported: its OpenMP is used.
+    Raises OSError when it was not built, ConfigurationError when it was built from another version
+    of the C. torch must have been imported: its OpenMP is used.
     """
 
     @staticmethod
@@ -138,13 +151,12 @@ class Library:
     def exists(cls, instructions: str) -> bool:
         return cls.path(instructions).exists()
 
-    def __init__(self, instructions: str) -> None:
-        library = ctypes.CDLL(str(self.path(instructions)))
-        self.instructions = instructions
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        _check_layouts(library, path)
         self.lanes: int = library.whisper_lanes()
         self.tile: int = library.whisper_tile()
         self.takes_bytes = bool(library.whisper_takes_bytes())
-        self.half = np.dtype(np.float16 if library.whisper_half_bytes() == 2 else np.float32)
         model, pointer, number = POINTER(_Model), c_void_p, c_int32
         self.encode_workspace = library.whisper_encode_workspace
         self.encode_workspace.argtypes, self.encode_workspace.restype = [model, number], c_int64
@@ -163,13 +175,32 @@ class Library:
         self.decode_workspace.restype = c_int64
         self.decode = library.whisper_decode
         self.decode.argtypes, self.decode.restype = (
-            [model, pointer, pointer, number, pointer, *[number] * 3, pointer, pointer],
+            [model, pointer, pointer, number, pointer, number, number, pointer, pointer],
             None,
         )
 
 
+def _check_layouts(library: ctypes.CDLL, path: Path) -> None:
+    """Compare our structs with those that the library was compiled with."""
+    mend = f"{path} was built from another version of the C: install the package again"
+    try:
+        length = c_int32.in_dll(library, "whisper_layouts_length").value
+        found = iter((c_int32 * length).in_dll(library, "whisper_layouts"))
+    except ValueError as error:
+        raise ConfigurationError(f"a library without layouts of its structs, {mend}") from error
+    for name, expected in _layouts().items():
+        layout = list(islice(found, len(expected)))
+        if layout != expected:
+            raise ConfigurationError(
+                f"{name.removeprefix('_')} has the size and offsets {layout}, expected {expected}:"
+                f" {mend}"
+            )
+    if rest := list(found):
+        raise ConfigurationError(f"{len(rest)} more numbers of layouts, expected none: {mend}")
+
+
 class NativeEncoded:
-    """keys, values: `Library.half` (layers, heads, length, 64), keys in blocks of `lanes` positions
+    """keys, values: float16 (layers, heads, length, 64), keys in blocks of `lanes` positions
     with the position last; bias: float32 (length,)."""
 
     __slots__ = ("bias", "keys", "length", "num_frames", "used", "values")
@@ -182,10 +213,14 @@ class NativeEncoded:
 class NativeStream:
     """own: float32 (layers, heads, 2, positions, 64); scores: float32 (positions, heads, keys)."""
 
-    __slots__ = ("encoded", "length", "own", "record", "scores", "scores_at", "scores_step")
+    __slots__ = (
+        *("encoded", "is_open", "length", "own", "positions"),
+        *("record", "scores", "scores_at", "scores_step"),
+    )
 
     def __init__(self, encoded: NativeEncoded, own: Array, scores: Array) -> None:
         self.encoded, self.own, self.scores, self.length = encoded, own, scores, 0
+        self.positions, self.is_open = own.shape[3], True
         self.scores_at, self.scores_step = scores.ctypes.data, scores[:1].nbytes
         self.record = (
             encoded.keys.ctypes.data,
@@ -193,7 +228,7 @@ class NativeStream:
             encoded.bias.ctypes.data,
             own.ctypes.data,
             encoded.length,
-            own.shape[3],
+            self.positions,
             encoded.length,
         )
 
@@ -205,14 +240,15 @@ class NativeStream:
 
 
 class NativeNetwork:
-    """See `network.Network`."""
+    """See `network.Network`. threads: that compute each pass, the calling one among them."""
 
     def __init__(
         self,
         dims: Dimensions,
         weights: Mapping[str, Tensor],
         library: Library,
-        alignment_heads: Sequence[tuple[int, int]] = (),
+        alignment_heads: Sequence[tuple[int, int]],
+        threads: int,
     ) -> None:
         self.dims = dims
         self._library = library
@@ -225,11 +261,13 @@ class NativeNetwork:
             watched[layer, head] = index
         self._seconds = np.zeros(len(PARTS))
         self._model = self._pack(weights, watched)
+        self._model.threads = threads
         self._model.seconds = self._seconds.ctypes.data
 
     def encode(
         self, mel: Tensor, tail: NativeEncoded | None = None, stride: int = 1
     ) -> NativeEncoded:
+        check_mel(mel, self.dims)
         num_frames = mel.shape[1] // 2
         skipped = 0 if tail is None else _first_behind(num_frames, stride)
         count = 0 if tail is None else max(0, tail.used - skipped)
@@ -247,6 +285,8 @@ class NativeNetwork:
         return encoded
 
     def thin(self, encoded: NativeEncoded, stride: int) -> NativeEncoded:
+        if encoded.num_frames != MAX_FRAMES:
+            raise ValueError(f"a window has {encoded.num_frames} frames, expected {MAX_FRAMES}")
         count = len(range(stride // 2, MAX_FRAMES, stride))
         thin = self._new_encoded(0, count)
         self._append(encoded, stride // 2, stride, count, thin, 0)
@@ -264,37 +304,36 @@ class NativeNetwork:
 
     def open(self, encoded: NativeEncoded, positions: int) -> NativeStream:
         dims = self.dims
-        if positions > dims.n_text_ctx:  # C would read behind the table of positions
-            raise ValueError(f"positions is {positions}, expected at most {dims.n_text_ctx}")
+        check_positions(positions, dims)
         shape = (dims.n_text_layer, dims.n_text_head, 2, positions, HEAD_WIDTH)
         scores = (positions, self._num_watched, encoded.length)
         own = np.empty(shape, dtype=np.float32)
         return NativeStream(encoded, own, np.empty(scores, dtype=np.float32))
 
     def close(self, stream: NativeStream) -> None:
-        """Its memory is its own."""
+        stream.is_open = False
 
     def forward(self, feeds: Sequence[Feed]) -> tuple[list[list[Choice]], Tensor]:
+        check_feeds(feeds, self.dims)
         streams = np.array([feed.stream.record for feed in feeds], dtype=_STREAM)
-        longest = int(streams["length"].max())
         rows: list[tuple[int, int, int, int]] = []
-        wanted: list[tuple[int, int, int, int]] = []
+        wanted: list[tuple[int, int]] = []
+        longest = int(streams["length"].max())
         for number, feed in enumerate(feeds):
             stream = feed.stream
-            for ask in feed.asks:
-                wanted.append((len(rows) + ask.at, ask.first_time, ask.end_time, ask.mask or 0))
+            wanted += [(len(rows) + ask.at, ask.mask or 0) for ask in feed.asks]
             for position, token in enumerate(feed.tokens, start=stream.length):
                 scores = stream.scores_at + position * stream.scores_step
                 rows.append((number, token, position, scores if self._num_watched else 0))
             stream.length += len(feed.tokens)
+            longest = max(longest, stream.length)
         if len(wanted) > len(self._logits):
             self._logits = torch.empty(len(wanted), self._model.words.outputs)
         choices = np.empty(len(wanted), dtype=_CHOICE)
         done = 0
         for first in range(0, len(rows), MAX_ROWS):
             part = rows[first : first + MAX_ROWS]
-            asked = [it for it in wanted[done:] if it[0] < first + len(part)]
-            asked = [(row - first, *rest) for (row, *rest) in asked]  # type: ignore[misc]
+            asked = [(row - first, mask) for row, mask in wanted[done:] if row < first + len(part)]
             self._decode(streams, part, asked, longest, done, choices)
             done += len(asked)
         answers = iter(choices.tolist())
@@ -302,8 +341,18 @@ class NativeNetwork:
         return result, self._logits[: len(wanted), : self.dims.n_vocab]
 
     def _decode(
-        self, streams: Array, rows: list[Any], asked: list[Any], longest: int, at: int, out: Array
+        self,
+        streams: Array,
+        rows: list[tuple[int, int, int, int]],
+        asked: list[tuple[int, int]],
+        longest: int,
+        at: int,
+        choices: Array,
     ) -> None:
+        """Compute rows, and what is asked about them into logits and choices from `at` on.
+
+        longest: how many scores a row may have, of its window's keys or of its own tokens'.
+        """
         row_array, asked_array = np.array(rows, dtype=_ROW), np.array(asked, dtype=_WANTED)
         self._reserve(self._library.decode_workspace(self._model, len(rows), len(asked), longest))
         self._library.decode(
@@ -313,17 +362,16 @@ class NativeNetwork:
             len(rows),
             asked_array.ctypes.data,
             len(asked),
-            self.dims.n_vocab - NUM_TIMESTAMPS,
             longest,
             self._logits[at:].data_ptr() if asked else 0,
-            out[at:].ctypes.data if asked else 0,
+            choices[at:].ctypes.data if asked else 0,
         )
 
     def _new_encoded(self, num_frames: int, used: int) -> NativeEncoded:
         dims, library = self.dims, self._library
         length = -(-used // library.lanes) * library.lanes
         shape = (dims.n_text_layer, dims.n_text_head, length, HEAD_WIDTH)
-        keys, values = (np.empty(shape, dtype=library.half) for _ in range(2))
+        keys, values = (np.empty(shape, dtype=np.float16) for _ in range(2))
         # Positions behind the last: finite, and with −∞ added to their scores
         values[:, :, used:] = 0
         keys.reshape(*shape[:2], -1, HEAD_WIDTH, library.lanes)[:, :, used // library.lanes :] = 0
@@ -368,7 +416,6 @@ class NativeNetwork:
             vocabulary=dims.n_vocab,
             encoder_layers=dims.n_audio_layer,
             decoder_layers=dims.n_text_layer,
-            threads=torch.get_num_threads(),
             conv1=pack.convolution("encoder.conv1", exact=True),
             conv2=pack.convolution("encoder.conv2"),
             cross_kv=pack.linear(names, encoder=True),
@@ -377,9 +424,7 @@ class NativeNetwork:
             decoder_norm=pack.norm("decoder.ln"),
             audio_positions=pack.copy(weights["encoder.positional_embedding"]),
             text_positions=pack.copy(weights["decoder.positional_embedding"]),
-            embedding=pack.copy(
-                embedding, torch.float16 if self._library.half.itemsize == 2 else torch.float32
-            ),
+            embedding=pack.copy(embedding, torch.float16),
             encoder=pack.layers("encoder", dims.n_audio_layer),
             decoder=pack.layers("decoder", dims.n_text_layer),
         )

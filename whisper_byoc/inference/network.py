@@ -16,8 +16,6 @@ from whisper_byoc.weights.ctranslate2 import HEAD_WIDTH as HEAD_WIDTH
 
 MAX_FRAMES = 1500
 """30 s: Whisper's positional table."""
-NUM_TIMESTAMPS = 1501
-"""The last tokens of every vocabulary: 0.00 to 30.00 s in steps of 0.02."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +48,16 @@ class Stream(Protocol):
     """One decode of one encoded window: the keys and values of its tokens so far.
 
     length: how many tokens those are; may be set back, what lies behind is then overwritten.
+    positions: how many there is room for. is_open: until `Network.close`.
     """
 
     length: int
+
+    @property
+    def positions(self) -> int: ...
+
+    @property
+    def is_open(self) -> bool: ...
 
     def attention(self, first: int, last: int) -> NDArray[np.float32]:
         """Of the tokens [first, last), float32 (heads, tokens, keys), summing to 1: what the
@@ -61,13 +66,11 @@ class Stream(Protocol):
 
 
 class Ask(NamedTuple):
-    """Which token may follow the one `at` a place of a feed: where `mask` is 0, or a timestamp in
-    [first_time, end_time)."""
+    """Which token may follow the one `at` a place of a feed: any where `mask` is 0, which
+    `Network.mask` made; any at all without one."""
 
     at: int
     mask: Any = None
-    first_time: int = 0
-    end_time: int = 0
 
 
 class Feed(NamedTuple):
@@ -78,16 +81,65 @@ class Feed(NamedTuple):
     asks: Sequence[Ask]
 
 
-class Choice(NamedTuple):
-    """The best text token and the best timestamp with their logits, −1 and −∞ when none may come,
-    and the logarithms of the sums of the exponentials of all that may come."""
+def check_feeds(feeds: Sequence[Feed], dims: Dimensions) -> None:
+    """Refuse what would make the forward passes read or write outside of their tables.
 
-    text: int
-    time: int
-    text_logit: float
-    time_logit: float
-    text_sum: float
-    time_sum: float
+    Raises ValueError.
+    """
+    if not feeds:
+        raise ValueError("a pass has no feeds, expected at least one")
+    if len({id(feed.stream) for feed in feeds}) < len(feeds):
+        raise ValueError("a stream is fed twice in one pass, expected once")
+    for feed in feeds:
+        _check_feed(feed, dims.n_vocab)
+
+
+def _check_feed(feed: Feed, num_tokens: int) -> None:
+    stream, tokens = feed.stream, feed.tokens
+    if not stream.is_open:
+        raise ValueError("a closed stream is fed, expected an open one")
+    if not tokens:
+        raise ValueError("a feed has no tokens, expected at least one")
+    end = stream.length + len(tokens)
+    if stream.length < 0 or end > stream.positions:
+        raise ValueError(
+            f"a feed has positions {stream.length} to {end - 1} of its stream,"
+            f" expected some of 0 to {stream.positions - 1}"
+        )
+    if min(tokens) < 0 or max(tokens) >= num_tokens:
+        wrong = min(tokens) if min(tokens) < 0 else max(tokens)
+        raise ValueError(f"a feed has token {wrong}, expected one of 0 to {num_tokens - 1}")
+    places = [ask.at for ask in feed.asks]
+    if places and (places != sorted(places) or places[0] < 0 or places[-1] >= len(tokens)):
+        raise ValueError(
+            f"a feed of {len(tokens)} tokens is asked at {places}, expected places in it, in order"
+        )
+
+
+def check_positions(positions: int, dims: Dimensions) -> None:
+    """Of a stream that is to be opened. Raises ValueError."""
+    if not 1 <= positions <= dims.n_text_ctx:
+        raise ValueError(f"positions is {positions}, expected 1 to {dims.n_text_ctx}")
+
+
+def check_mel(mel: Tensor, dims: Dimensions) -> None:
+    """Of a window that is to be encoded. Raises ValueError."""
+    num_mels, length = mel.shape
+    if num_mels != dims.n_mels or length not in range(2, 2 * MAX_FRAMES + 1, 2):
+        raise ValueError(
+            f"mel is {tuple(mel.shape)}, expected ({dims.n_mels}, 2n), n from 1 to {MAX_FRAMES}"
+        )
+    if not bool(mel.isfinite().all()):
+        raise ValueError("mel has values that are infinite or no numbers, expected finite ones")
+
+
+class Choice(NamedTuple):
+    """The best of the tokens that may come, its logit, and the logarithm of the sum of the
+    exponentials of the logits of all of them. −1 and −∞ when none may come."""
+
+    token: int
+    logit: float
+    log_sum: float
 
 
 class Network(Protocol):
@@ -101,7 +153,7 @@ class Network(Protocol):
         ...
 
     def encode(self, mel: Tensor, tail: Any = None, stride: int = 1) -> Encoded:
-        """Encode mel, float32 (n_mels, 2n), n at most 1500.
+        """Encode mel, float32 (n_mels, 2n), n from 1 to 1500. Raises ValueError for another.
 
         tail: of `thin`; what lies behind the n frames there is put behind them here, too, and has
         log(stride) added to its scores.
@@ -117,17 +169,19 @@ class Network(Protocol):
         ...
 
     def open(self, encoded: Any, positions: int) -> Stream:
-        """Begin to decode a window, in at most so many tokens."""
+        """Begin to decode a window, in at most so many tokens. Raises ValueError where the decoder
+        has fewer positions, or no room for another stream."""
         ...
 
     def close(self, stream: Any) -> None:
-        """Give back what `open` took."""
+        """Give back what `open` took; once more does nothing."""
         ...
 
     def forward(self, feeds: Sequence[Feed]) -> tuple[list[list[Choice]], Tensor]:
         """Take tokens of several streams through the decoder at once.
 
         Returns the choices for each feed's asks, and the logits of all asks in order, float32
-        (asks, vocabulary), valid until the next call.
+        (asks, vocabulary), valid until the next call. Raises ValueError, before anything is
+        computed, where `check_feeds` does.
         """
         ...

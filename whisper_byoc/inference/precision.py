@@ -1,7 +1,9 @@
 """Which forward passes, in which number format, a machine computes fastest."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -26,6 +28,16 @@ class Branch(StrEnum):
     """CUDA: torch, fp16 throughout."""
     FP32 = "fp32"
     """torch, as the weights are meant: for comparison, and where there is nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What forward passes may use. device: torch's name; threads: of a CPU, in our C; max_streams:
+    that are open at once, where they take memory of their own."""
+
+    device: str
+    threads: int
+    max_streams: int
 
 
 _NEEDED = {
@@ -66,15 +78,22 @@ def open_network(
     branch: Branch,
     dims: Dimensions,
     weights: Mapping[str, Tensor],
-    device: str,
     alignment_heads: Sequence[tuple[int, int]],
-    max_streams: int,
+    resources: Resources,
 ) -> Network:
-    """The forward passes of a branch. Raises OSError when its library cannot be loaded."""
+    """The forward passes of a branch. Raises OSError when its library cannot be loaded, and
+    ConfigurationError when it is not of this version."""
     if branch in (Branch.AVX512, Branch.AVX2):
-        return NativeNetwork(dims, weights, Library(branch.value), alignment_heads)
+        library = Library(Library.path(branch.value))
+        return NativeNetwork(dims, weights, library, alignment_heads, resources.threads)
     dtype = torch.float16 if branch is Branch.FP16 else torch.float32
-    return TorchNetwork(dims, weights, device, dtype, alignment_heads, max_streams)
+    device, slots = resources.device, resources.max_streams
+    return TorchNetwork(dims, weights, device, dtype, alignment_heads, slots)
+
+
+def num_cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_flags() -> set[str]:

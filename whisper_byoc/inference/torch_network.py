@@ -19,11 +19,12 @@ from torch import Tensor
 from whisper_byoc.inference.network import (
     HEAD_WIDTH,
     MAX_FRAMES,
-    NUM_TIMESTAMPS,
-    Ask,
     Choice,
     Dimensions,
     Feed,
+    check_feeds,
+    check_mel,
+    check_positions,
 )
 
 Norm = tuple[Tensor, Tensor]
@@ -62,7 +63,9 @@ class TorchStream:
 
     network: "TorchNetwork"
     slot: int
+    positions: int
     length: int = 0
+    is_open: bool = True
 
     def attention(self, first: int, last: int) -> NDArray[np.float32]:
         slots, length = self.network.slots, self.network.slots.lengths[self.slot]
@@ -141,6 +144,7 @@ class TorchNetwork:
     def encode(
         self, mel: Tensor, tail: TorchEncoded | None = None, stride: int = 1
     ) -> TorchEncoded:
+        check_mel(mel, self.dims)
         features = mel[None].to(self.device, self._dtype)
         for step, (weight, bias) in enumerate(self._conv, start=1):
             features = F.gelu(F.conv1d(features, weight, bias, stride=step, padding=1))
@@ -166,6 +170,8 @@ class TorchNetwork:
         return TorchEncoded(kv, scores, num_frames)
 
     def thin(self, encoded: TorchEncoded, stride: int) -> TorchEncoded:
+        if encoded.num_frames != MAX_FRAMES:
+            raise ValueError(f"a window has {encoded.num_frames} frames, expected {MAX_FRAMES}")
         return TorchEncoded(
             encoded.kv[:, :, :, stride // 2 :: stride].contiguous(), encoded.bias, 0
         )
@@ -175,16 +181,22 @@ class TorchNetwork:
 
     @torch.inference_mode()
     def open(self, encoded: TorchEncoded, positions: int) -> TorchStream:
+        check_positions(positions, self.dims)
         slots = self.slots
+        if not slots.free:
+            raise ValueError(f"{len(slots.lengths)} streams are open, expected fewer")
         slot = slots.free.pop()
         length = encoded.kv.shape[3]
         slots.cross[:, :, slot, :, :length] = encoded.kv
         slots.bias[slot, 0, 0, :length] = encoded.bias
         slots.bias[slot, 0, 0, length:] = -math.inf
         slots.lengths[slot] = length
-        return TorchStream(self, slot)
+        return TorchStream(self, slot, positions)
 
     def close(self, stream: TorchStream) -> None:
+        if not stream.is_open:
+            return
+        stream.is_open = False
         self.slots.free.append(stream.slot)
         self.slots.free.sort(reverse=True)  # the lowest are taken first, so that a step stays small
         self.slots.lengths[stream.slot] = 0
@@ -193,6 +205,7 @@ class TorchNetwork:
     def forward(self, feeds: Sequence[Feed]) -> tuple[list[list[Choice]], Tensor]:
         """Slots up to the highest are all computed; those that are not fed are given a token at a
         position that they overwrite later."""
+        check_feeds(feeds, self.dims)
         longest = max(len(feed.tokens) for feed in feeds)
         count = 1 + max(feed.stream.slot for feed in feeds)
         tokens = np.zeros((count, longest), dtype=np.int64)
@@ -202,20 +215,21 @@ class TorchNetwork:
             tokens[stream.slot, :number] = feed.tokens
             positions[stream.slot, :number] = range(stream.length, stream.length + number)
             stream.length += number
-        hidden = self._step(torch.from_numpy(tokens), torch.from_numpy(positions))
+        used = max(feed.stream.length for feed in feeds)
+        hidden = self._step(torch.from_numpy(tokens), torch.from_numpy(positions), used)
         asks = [(feed.stream.slot, ask) for feed in feeds for ask in feed.asks]
         if not asks:
             return [[] for _ in feeds], torch.empty(0, self.dims.n_vocab)
         rows = hidden[[slot for slot, _ in asks], [ask.at for _, ask in asks]]
         logits = F.linear(rows, self._embedding).float()
         masks = torch.stack([self._whole_mask(ask.mask) for _, ask in asks])
-        answers = iter(self._choose(logits, masks, [ask for _, ask in asks]))
+        answers = iter(_choose(logits + masks))
         return [[next(answers) for _ in feed.asks] for feed in feeds], logits
 
-    def _step(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """The decoder's output (count, n, state) for tokens (count, n) of the first slots."""
+    def _step(self, tokens: Tensor, positions: Tensor, used: int) -> Tensor:
+        """The decoder's output (count, n, state) for tokens (count, n) of the first slots; used:
+        the largest number of positions that a stream has filled."""
         if self.device == "cpu":
-            used = int(positions[positions < self.dims.n_text_ctx - 1].max()) + 1
             return self._decode(tokens, positions, used, max(self.slots.lengths[: len(tokens)]))
         tokens, positions = tokens.to(self.device), positions.to(self.device)
         if tokens.shape[1] > 1:
@@ -255,25 +269,6 @@ class TorchNetwork:
         if mask is not None:
             return mask
         return torch.zeros(len(self._embedding), device=self.device)
-
-    def _choose(self, logits: Tensor, masks: Tensor, asks: Sequence[Ask]) -> list[Choice]:
-        num_texts = self.dims.n_vocab - NUM_TIMESTAMPS
-        texts = (logits + masks)[:, :num_texts]
-        first = torch.tensor([ask.first_time for ask in asks], device=self.device)[:, None]
-        end = torch.tensor([ask.end_time for ask in asks], device=self.device)[:, None]
-        numbers = torch.arange(num_texts, logits.shape[1], device=self.device)
-        times = logits[:, num_texts:].masked_fill((numbers < first) | (numbers >= end), -math.inf)
-        columns = []
-        for part, offset in ((texts, 0), (times, num_texts)):
-            best, index = part.max(-1)
-            index = torch.where(best > -math.inf, index + offset, -1)
-            columns.append((index, best, part.logsumexp(-1)))
-        (text, text_logit, text_sum), (time, time_logit, time_sum) = columns
-        table = torch.stack([text_logit, time_logit, text_sum, time_sum], 1).tolist()
-        return [
-            Choice(int(a), int(b), *row)
-            for a, b, row in zip(text.tolist(), time.tolist(), table, strict=True)
-        ]
 
 
 class _Graph:
@@ -355,6 +350,14 @@ class _Parts:
 
     def _ready(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, self._dtype).contiguous()
+
+
+def _choose(allowed: Tensor) -> list[Choice]:
+    """Of logits (asks, vocabulary), −∞ where a token may not come."""
+    logits, tokens = allowed.max(-1)
+    tokens = torch.where(logits > -math.inf, tokens, -1)
+    columns = (tokens.tolist(), logits.tolist(), allowed.logsumexp(-1).tolist())
+    return [Choice(*row) for row in zip(*columns, strict=True)]
 
 
 def _heads(x: Tensor, parts: int) -> Tensor:

@@ -5,24 +5,21 @@
  * row of the result does not depend on the rows beside it. `native.py` packs the weights.
  */
 
+#include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512F__)
-#include <immintrin.h>
 #define LANES 16
 #define TILE_ROWS 6
 #define HAS_BYTES 1
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-#include <immintrin.h>
 #define LANES 8
 #define TILE_ROWS 2
 #define HAS_BYTES 0
 #else
-#define LANES 8
-#define TILE_ROWS 2
-#define HAS_BYTES 0
+#error "the flags name no instruction set that this is written for, expected AVX512-VNNI or AVX2 with FMA and F16C"
 #endif
 
 #define BLOCKS 4
@@ -41,23 +38,18 @@ INLINE void store(float *p, floats v) { memcpy(p, &v, sizeof v); }
 INLINE floats all(float x) { return x - (floats){0}; }
 INLINE ints all_ints(int32_t x) { return x - (ints){0}; }
 
-/* Cached keys and values: half precision where the processor converts it, else single. */
-#if LANES == 16
+/* Cached keys and values, in half precision. */
 typedef uint16_t half;
+#if LANES == 16
 INLINE floats load_half(const half *p) { return (floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 INLINE void store_half(half *p, floats v) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-#elif defined(__F16C__)
-typedef uint16_t half;
+#else
 INLINE floats load_half(const half *p) { return (floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 INLINE void store_half(half *p, floats v) {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-#else
-typedef float half;
-INLINE floats load_half(const half *p) { return load(p); }
-INLINE void store_half(half *p, floats v) { store(p, v); }
 #endif
 
 INLINE float sum_of(floats v) {
@@ -199,7 +191,7 @@ INLINE ints dot_bytes(ints acc, const uint8_t *w, const int8_t *a) {
     memcpy(&four, a, 4);
     return (ints)_mm512_dpbusd_epi32((__m512i)acc, _mm512_loadu_si512(w), _mm512_set1_epi32(four));
 }
-#elif defined(__AVX2__)
+#else
 typedef __m256i words;
 INLINE words load_narrow(const int8_t *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)); }
 INLINE words load_wide(const int16_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
@@ -208,21 +200,6 @@ INLINE ints dot_words(ints acc, words w, const int16_t *a) {
     memcpy(&pair, a, 4);
     return acc + (ints)_mm256_madd_epi16(w, _mm256_set1_epi32(pair));
 }
-#else
-typedef struct {
-    ints even, odd;
-} words;
-INLINE words load_narrow(const int8_t *p) {
-    words w;
-    for (int i = 0; i < LANES; i++) w.even[i] = p[2 * i], w.odd[i] = p[2 * i + 1];
-    return w;
-}
-INLINE words load_wide(const int16_t *p) {
-    words w;
-    for (int i = 0; i < LANES; i++) w.even[i] = p[2 * i], w.odd[i] = p[2 * i + 1];
-    return w;
-}
-INLINE ints dot_words(ints acc, words w, const int16_t *a) { return acc + w.even * a[0] + w.odd * a[1]; }
 #endif
 
 typedef enum { SET, ADD } Mode;

@@ -7,7 +7,11 @@
 #include "kernels.h"
 
 #include <omp.h>
+#include <stddef.h>
 #include <time.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 #define WIDTH 64 /* of a head, in every Whisper model */
 #define BLOCK_ROWS 24 /* encoder rows that one thread takes through a layer while they are in its cache */
@@ -53,24 +57,43 @@ typedef struct {
     float *scores; /* (watched heads, frames), or null */
 } Row;
 
-/* Which logits of a row may be chosen: texts where mask (vocabulary,) is 0 and not -inf, timestamps
- * from `first_time` to before `end_time`. */
+/* A row whose next token is wanted: one where mask (vocabulary,) is 0 and not -inf; any if it is null. */
 typedef struct {
-    int32_t row, first_time, end_time;
+    int32_t row;
     const float *mask;
 } Wanted;
 
-/* The best text token and the best timestamp, each with its logit, and the logarithms of the sums of
- * the exponentials of all allowed texts and timestamps. */
+/* The best of the allowed tokens, its logit, and the logarithm of the sum of the exponentials of the
+ * logits of all of them; -1 and -inf where none is allowed. */
 typedef struct {
-    int32_t text, time;
-    float text_logit, time_logit, text_sum, time_sum;
+    int32_t token;
+    float logit, log_sum;
 } Choice;
 
 EXPORT int32_t whisper_lanes(void) { return LANES; }
 EXPORT int32_t whisper_tile(void) { return TILE; }
 EXPORT int32_t whisper_takes_bytes(void) { return HAS_BYTES; }
-EXPORT int32_t whisper_half_bytes(void) { return sizeof(half); }
+
+#define AT(type, field) (int32_t)offsetof(type, field)
+/* The structs that `native.py` fills in: the size of each, and where its fields are, in its order. */
+EXPORT const int32_t whisper_layouts[] = {
+    sizeof(Linear), AT(Linear, outputs), AT(Linear, inputs), AT(Linear, format), AT(Linear, limit),
+    AT(Linear, weight), AT(Linear, scale), AT(Linear, bias),
+    sizeof(Norm), AT(Norm, gain), AT(Norm, shift),
+    sizeof(Layer), AT(Layer, attention_norm), AT(Layer, qkv), AT(Layer, out), AT(Layer, cross_norm),
+    AT(Layer, cross_query), AT(Layer, cross_out), AT(Layer, mlp_norm), AT(Layer, up), AT(Layer, down),
+    sizeof(Model), AT(Model, state), AT(Model, heads), AT(Model, mels), AT(Model, vocabulary),
+    AT(Model, encoder_layers), AT(Model, decoder_layers), AT(Model, threads), AT(Model, conv1),
+    AT(Model, conv2), AT(Model, cross_kv), AT(Model, words), AT(Model, encoder_norm), AT(Model, decoder_norm),
+    AT(Model, audio_positions), AT(Model, text_positions), AT(Model, embedding), AT(Model, encoder),
+    AT(Model, decoder), AT(Model, watched), AT(Model, workspace), AT(Model, seconds),
+    sizeof(Stream), AT(Stream, keys), AT(Stream, values), AT(Stream, bias), AT(Stream, own),
+    AT(Stream, length), AT(Stream, positions), AT(Stream, frames),
+    sizeof(Row), AT(Row, stream), AT(Row, token), AT(Row, position), AT(Row, scores),
+    sizeof(Wanted), AT(Wanted, row), AT(Wanted, mask),
+    sizeof(Choice), AT(Choice, token), AT(Choice, logit), AT(Choice, log_sum),
+};
+EXPORT const int32_t whisper_layouts_length = sizeof whisper_layouts / sizeof *whisper_layouts;
 
 /* Add the time since *since to a part's, and set *since to now. */
 static void count_time(const Model *m, Part part, double *since) {
@@ -84,10 +107,23 @@ static void count_time(const Model *m, Part part, double *since) {
 
 static size_t rounded_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
-/* Take `bytes` from the workspace at *at. */
-static void *take(char **at, size_t bytes) {
-    void *taken = *at;
-    *at += rounded_up(bytes, 64);
+/* The memory of one call, given out from its beginning; without `base` only the bytes are counted. */
+typedef struct {
+    char *base;
+    size_t used;
+} Workspace;
+
+static void *take(Workspace *w, size_t bytes) {
+    char *taken = w->base ? w->base + w->used : NULL;
+    w->used += rounded_up(bytes, 64);
+#ifdef __SANITIZE_ADDRESS__
+    /* What lies behind each part is nobody's, so that the sanitizer sees who leaves his own. */
+    w->used += 64;
+    if (taken) {
+        ASAN_UNPOISON_MEMORY_REGION(taken, bytes);
+        ASAN_POISON_MEMORY_REGION(taken + bytes, w->base + w->used - taken - bytes);
+    }
+#endif
     return taken;
 }
 
@@ -99,15 +135,15 @@ typedef struct {
     Quantised q;
 } Scratch;
 
-static Scratch take_scratch(const Model *m, char **at, int frames) {
+static Scratch take_scratch(const Model *m, Workspace *w, int frames) {
     int window = 3 * m->state > 4 * m->state ? 3 * m->state : 4 * m->state;
     Scratch s;
-    s.rows = take(at, sizeof(float) * (2 * BLOCK_ROWS + 1) * m->state);
-    s.wide = take(at, sizeof(float) * BLOCK_ROWS * rounded_up(2 * m->state * m->decoder_layers + window, TILE));
-    s.scores = take(at, sizeof(float) * BLOCK_ROWS * rounded_up(frames, TILE));
-    s.q.values = take(at, sizeof(int16_t) * (2 * BLOCK_ROWS + 1) * window);
-    s.q.scale = take(at, sizeof(float) * (2 * BLOCK_ROWS + 1));
-    s.q.offset = take(at, sizeof(int32_t) * (2 * BLOCK_ROWS + 1));
+    s.rows = take(w, sizeof(float) * (2 * BLOCK_ROWS + 1) * m->state);
+    s.wide = take(w, sizeof(float) * BLOCK_ROWS * rounded_up(2 * m->state * m->decoder_layers + window, TILE));
+    s.scores = take(w, sizeof(float) * BLOCK_ROWS * rounded_up(frames, TILE));
+    s.q.values = take(w, sizeof(int16_t) * (2 * BLOCK_ROWS + 1) * window);
+    s.q.scale = take(w, sizeof(float) * (2 * BLOCK_ROWS + 1));
+    s.q.offset = take(w, sizeof(int32_t) * (2 * BLOCK_ROWS + 1));
     return s;
 }
 
@@ -126,24 +162,24 @@ typedef struct {
     int32_t length;
 } Encoding;
 
-static void *take_encoding(Encoding *e, char *at) {
+static void take_encoding(Encoding *e, Workspace *w) {
     size_t row = sizeof(float) * e->m->state;
-    e->mel = take(&at, sizeof(int16_t) * (2 * e->frames + 2) * e->m->mels);
-    e->x = take(&at, row * e->frames);
-    e->query = take(&at, row * e->frames);
+    e->mel = take(w, sizeof(int16_t) * (2 * e->frames + 2) * e->m->mels);
+    e->x = take(w, row * e->frames);
+    e->query = take(w, row * e->frames);
     for (int i = 0; i < 2; i++) {
-        e->attention[i].keys = take(&at, row * e->padded);
-        e->attention[i].values = take(&at, row * e->padded);
+        e->attention[i].keys = take(w, row * e->padded);
+        e->attention[i].values = take(w, row * e->padded);
     }
-    return at;
 }
 
 /* Bytes of workspace that `whisper_encode` needs for so many frames. */
 EXPORT int64_t whisper_encode_workspace(const Model *m, int32_t frames) {
     Encoding e = {.m = m, .frames = frames, .padded = (int)rounded_up(frames, TILE)};
-    char *at = take_encoding(&e, NULL);
-    for (int t = 0; t < m->threads; t++) take_scratch(m, &at, frames);
-    return at - (char *)NULL;
+    Workspace w = {0};
+    take_encoding(&e, &w);
+    for (int t = 0; t < m->threads; t++) take_scratch(m, &w, frames);
+    return (int64_t)w.used;
 }
 
 static void run_layer(const Linear *layer, Scratch *s, const float *rows, int num_rows, int ld, float *out, int out_ld,
@@ -306,7 +342,8 @@ static void finish(Encoding *e, Scratch *s, int first, int rows) {
 EXPORT void whisper_encode(const Model *m, const float *mel, int32_t frames, half *keys, half *values, int32_t length) {
     Encoding e = {.m = m, .frames = frames, .padded = (int)rounded_up(frames, TILE), .keys = keys, .values = values,
                   .length = length};
-    char *at = take_encoding(&e, m->workspace);
+    Workspace w = {.base = m->workspace};
+    take_encoding(&e, &w);
     int count = (2 * frames + 2) * m->mels;
     float largest = 1e-12f;
     for (int i = 0; i < count; i++) largest = fabsf(mel[i]) > largest ? fabsf(mel[i]) : largest;
@@ -320,7 +357,7 @@ EXPORT void whisper_encode(const Model *m, const float *mel, int32_t frames, hal
             memset(e.attention[i].values + from, 0, bytes);
         }
     Scratch scratch[m->threads];
-    for (int t = 0; t < m->threads; t++) scratch[t] = take_scratch(m, &at, frames);
+    for (int t = 0; t < m->threads; t++) scratch[t] = take_scratch(m, &w, frames);
     int blocks = (frames + BLOCK_ROWS - 1) / BLOCK_ROWS;
     int next[m->encoder_layers + 1];
     memset(next, 0, sizeof next);
@@ -364,34 +401,40 @@ EXPORT void whisper_append(const Model *m, const half *from_keys, const half *fr
 
 /* ---- decoder ---------------------------------------------------------------------------------- */
 
+/* Tiles of the vocabulary among which one thread chooses before the next are taken. A fixed number, so
+ * that sums do not depend, in their last bits, on the number of threads. */
+#define PIECE 8
+
 typedef struct {
-    float *x, *normal, *wide, *attended, *logits;
+    float *x, *normal, *wide, *attended;
     Quantised q;
     float *scores; /* (threads, score_length) */
     int score_length;
-    Choice *partial; /* (threads, rows) */
+    int pieces;
+    Choice *partial; /* (wanted, pieces) */
 } Decoding;
 
-static void *take_decoding(const Model *m, Decoding *d, char *at, int rows, int wanted, int length) {
+static void take_decoding(const Model *m, Decoding *d, Workspace *w, int rows, int wanted, int longest) {
     int widest = 4 * m->state;
-    d->x = take(&at, sizeof(float) * rows * m->state);
-    d->normal = take(&at, sizeof(float) * rows * m->state);
-    d->attended = take(&at, sizeof(float) * rows * m->state);
-    d->wide = take(&at, sizeof(float) * rows * widest);
-    d->q.values = take(&at, sizeof(int16_t) * rows * widest);
-    d->q.scale = take(&at, sizeof(float) * rows);
-    d->q.offset = take(&at, sizeof(int32_t) * rows);
-    d->score_length = (int)rounded_up(length, TILE);
-    d->scores = take(&at, sizeof(float) * m->threads * d->score_length);
-    d->partial = take(&at, sizeof(Choice) * m->threads * (wanted + 1));
-    return at;
+    d->x = take(w, sizeof(float) * rows * m->state);
+    d->normal = take(w, sizeof(float) * rows * m->state);
+    d->attended = take(w, sizeof(float) * rows * m->state);
+    d->wide = take(w, sizeof(float) * rows * widest);
+    d->q.values = take(w, sizeof(int16_t) * rows * widest);
+    d->q.scale = take(w, sizeof(float) * rows);
+    d->q.offset = take(w, sizeof(int32_t) * rows);
+    d->score_length = (int)rounded_up(longest, TILE);
+    d->scores = take(w, sizeof(float) * m->threads * d->score_length);
+    d->pieces = (m->words.outputs / TILE + PIECE - 1) / PIECE;
+    d->partial = take(w, sizeof(Choice) * wanted * d->pieces);
 }
 
-/* Bytes of workspace that `whisper_decode` needs; length: of the longest cache. */
-EXPORT int64_t whisper_decode_workspace(const Model *m, int32_t rows, int32_t wanted, int32_t length) {
+/* Bytes of workspace that `whisper_decode` needs. */
+EXPORT int64_t whisper_decode_workspace(const Model *m, int32_t rows, int32_t wanted, int32_t longest) {
     Decoding d;
-    char *at = take_decoding(m, &d, NULL, rows, wanted, length);
-    return at - (char *)NULL;
+    Workspace w = {0};
+    take_decoding(m, &d, &w, rows, wanted, longest);
+    return (int64_t)w.used;
 }
 
 /* The calling thread's share [*begin, *end) of n pieces. */
@@ -513,9 +556,8 @@ static void decode_layer(const Model *m, int index, Stream *streams, const Row *
 }
 
 /* The best of logits [begin, end) with the mask added, and the sum of the exponentials. */
-static void choose_among(const float *logits, const float *mask, int begin, int end, int32_t *best, float *best_logit,
-                         float *log_sum) {
-    *best = -1, *best_logit = -INFINITY, *log_sum = -INFINITY;
+static Choice choose_among(const float *logits, const float *mask, int begin, int end) {
+    Choice choice = {-1, -INFINITY, -INFINITY};
     floats most = all(-INFINITY);
     int i = begin;
     for (; i + LANES <= end; i += LANES) most = larger(most, mask ? load(logits + i) + load(mask + i) : load(logits + i));
@@ -524,65 +566,55 @@ static void choose_among(const float *logits, const float *mask, int begin, int 
         float x = mask ? logits[i] + mask[i] : logits[i];
         largest = x > largest ? x : largest;
     }
-    if (!(largest > -INFINITY)) return;
+    if (!(largest > -INFINITY)) return choice;
     floats sums = {0};
     for (i = begin; i + LANES <= end; i += LANES)
         sums += exponential((mask ? load(logits + i) + load(mask + i) : load(logits + i)) - largest);
     float sum = sum_of(sums);
     for (; i < end; i++) sum += expf((mask ? logits[i] + mask[i] : logits[i]) - largest);
     for (i = begin; i < end && (mask ? logits[i] + mask[i] : logits[i]) != largest; i++) {}
-    *best = i, *best_logit = largest, *log_sum = largest + logf(sum);
+    choice.token = i, choice.logit = largest, choice.log_sum = largest + logf(sum);
+    return choice;
 }
 
-static float log_add(float a, float b) {
-    float most = a > b ? a : b;
-    return most > -INFINITY ? most + logf(expf(a - most) + expf(b - most)) : most;
-}
-
-/* Logits (wanted, words.outputs) of the wanted rows, and the best of them. num_texts: how many
- * tokens, from the first, are no timestamps. */
-static void choose(const Model *m, Decoding *d, const Wanted *wanted, int num_wanted, int num_texts, float *logits,
-                   Choice *choices) {
-    int ld = m->words.outputs, begin, end, tiles_begin, tiles_end;
+/* Logits (wanted, words.outputs) of the wanted rows, and the best of them. */
+static void choose(const Model *m, Decoding *d, const Wanted *wanted, int num_wanted, float *logits, Choice *choices) {
+    int ld = m->words.outputs, tiles = ld / TILE, begin, end, first, last;
     share_of(num_wanted, &begin, &end);
     for (int i = begin; i < end; i++) quantise_row(&m->words, d->normal + (size_t)wanted[i].row * m->state, &d->q, i);
 #pragma omp barrier
-    share_of(ld / TILE, &tiles_begin, &tiles_end);
-    multiply(&m->words, &d->q, num_wanted, tiles_begin, tiles_end, logits, ld, SET);
-    int first = tiles_begin * TILE, stop = tiles_end * TILE;
-    stop = stop < m->vocabulary ? stop : m->vocabulary;
-    Choice *mine = d->partial + (size_t)omp_get_thread_num() * num_wanted;
-    for (int i = 0; i < num_wanted; i++) {
-        const float *row = logits + (size_t)i * ld;
-        int text_stop = stop < num_texts ? stop : num_texts;
-        int from = first > wanted[i].first_time ? first : wanted[i].first_time;
-        int to = stop < wanted[i].end_time ? stop : wanted[i].end_time;
-        choose_among(row, wanted[i].mask, first, text_stop, &mine[i].text, &mine[i].text_logit, &mine[i].text_sum);
-        choose_among(row, NULL, from, to, &mine[i].time, &mine[i].time_logit, &mine[i].time_sum);
-    }
+    share_of(d->pieces, &first, &last);
+    multiply(&m->words, &d->q, num_wanted, first * PIECE, last * PIECE < tiles ? last * PIECE : tiles, logits, ld, SET);
+    for (int i = 0; i < num_wanted; i++)
+        for (int p = first; p < last; p++) {
+            int from = p * PIECE * TILE, to = from + PIECE * TILE;
+            d->partial[(size_t)i * d->pieces + p] =
+                choose_among(logits + (size_t)i * ld, wanted[i].mask, from, to < m->vocabulary ? to : m->vocabulary);
+        }
 #pragma omp barrier
     for (int i = begin; i < end; i++) {
-        Choice best = d->partial[i];
-        for (int t = 1; t < omp_get_num_threads(); t++) {
-            Choice other = d->partial[(size_t)t * num_wanted + i];
-            if (other.text_logit > best.text_logit) best.text = other.text, best.text_logit = other.text_logit;
-            if (other.time_logit > best.time_logit) best.time = other.time, best.time_logit = other.time_logit;
-            best.text_sum = log_add(best.text_sum, other.text_sum);
-            best.time_sum = log_add(best.time_sum, other.time_sum);
-        }
+        const Choice *partial = d->partial + (size_t)i * d->pieces;
+        Choice best = partial[0];
+        for (int p = 1; p < d->pieces; p++)
+            if (partial[p].logit > best.logit) best = partial[p];
+        float sum = 0;
+        for (int p = 0; p < d->pieces; p++) sum += expf(partial[p].log_sum - best.logit);
+        if (best.token >= 0) best.log_sum = best.logit + logf(sum);
         choices[i] = best;
     }
 }
 
 /* Take rows through the decoder, and choose among the logits of the wanted ones.
  *
- * Rows of one stream are in order of position, without gaps from what its cache holds.
+ * Rows of one stream are in order of position, without gaps from what its cache holds. longest: at least
+ * the length of every stream's cache and the number of positions up to every row's, itself included.
  * logits: float32 (num_wanted, words.outputs); choices: (num_wanted,). */
 EXPORT void whisper_decode(const Model *m, Stream *streams, const Row *rows, int32_t num_rows, const Wanted *wanted,
-                           int32_t num_wanted, int32_t num_texts, int32_t longest, float *logits, Choice *choices) {
+                           int32_t num_wanted, int32_t longest, float *logits, Choice *choices) {
     Decoding d;
+    Workspace w = {.base = m->workspace};
     int state = m->state;
-    take_decoding(m, &d, m->workspace, num_rows, num_wanted, longest);
+    take_decoding(m, &d, &w, num_rows, num_wanted, longest);
 #pragma omp parallel num_threads(m->threads)
     {
         int begin, end;
@@ -601,7 +633,7 @@ EXPORT void whisper_decode(const Model *m, Stream *streams, const Row *rows, int
             share_of(num_rows, &begin, &end);
             shared_norm(m->decoder_norm, &d, num_rows, state);
 #pragma omp barrier
-            choose(m, &d, wanted, num_wanted, num_texts, logits, choices);
+            choose(m, &d, wanted, num_wanted, logits, choices);
             count_time(m, PROJECTION, &since);
         }
     }

@@ -1,0 +1,54 @@
+"""Drive a library of the C with windows of every shape; run by test_native.py under sanitizers.
+
+`python sanitized.py LIBRARY` prints "clean" when it gets to its end.
+"""
+
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tests.conftest import MODELS
+from whisper_byoc.inference.native import Library, NativeNetwork
+from whisper_byoc.inference.network import MAX_FRAMES, Ask, Dimensions, Feed
+
+PREFIX = [50257, 50362]
+FRAMES = (1, 15, 16, 17, 65, MAX_FRAMES)
+
+
+def drive(network: NativeNetwork, mel: torch.Tensor) -> None:
+    """Windows of one frame to 1500, with a tail and without; streams of up to 448 tokens, passes of
+    more than 64 rows, and steps of many streams."""
+    tail = network.thin(network.encode(mel), 8)
+    mask = network.mask(np.zeros(network.dims.n_vocab, dtype=np.float32))
+    encoded = [network.encode(mel[:, : 2 * frames].contiguous(), tail, 8) for frames in FRAMES]
+    encoded += [network.encode(mel[:, : 2 * frames].contiguous()) for frames in FRAMES[:-1]]
+    streams = [network.open(window, 448) for window in encoded]
+    network.forward([Feed(stream, PREFIX, [Ask(0), Ask(1, mask)]) for stream in streams])
+    network.forward([Feed(stream, [383], [Ask(0, mask)]) for stream in streams])
+    for first, last in pairwise((3, 30, 131, 448)):
+        feeds = [
+            Feed(stream, range(last - first), [Ask(0, mask), Ask(last - first - 1, mask)])
+            for stream in (streams[0], streams[-1])
+        ]
+        network.forward(feeds)
+    streams[0].attention(0, 448)
+    for stream in streams:
+        network.close(stream)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    checkpoint = torch.load(MODELS / "tiny.en.pt", weights_only=True, mmap=True)
+    dims, weights = Dimensions(**checkpoint["dims"]), checkpoint["model_state_dict"]
+    library = Library(Path(sys.argv[1]))
+    mel = torch.randn(80, 2 * MAX_FRAMES, generator=torch.Generator().manual_seed(1))
+    for threads in (1, 2, 3):
+        drive(NativeNetwork(dims, weights, library, [(1, 0), (3, 5)], threads), mel)
+    print("clean")
+
+
+if __name__ == "__main__":
+    main()
