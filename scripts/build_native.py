@@ -25,12 +25,17 @@ def find_compiler() -> str | None:
 
 def commands(compiler: str, flags: Sequence[str], output: Path) -> Iterator[list[str]]:
     """One for each library that pyproject.toml names; into `output`, named as their modules are."""
+    for name, options, sources in libraries():
+        yield [compiler, *options, *flags, *sources, "-lm", "-o", str(output / f"{name}.so")]
+
+
+def libraries() -> Iterator[tuple[str, list[str], list[str]]]:
+    """The name of each, its compiler's options, and its sources."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     for module in project["tool"]["setuptools"]["ext-modules"]:
-        library = output / f"{module['name'].rpartition('.')[2]}.so"
         sources = [str(ROOT / source) for source in module["sources"]]
-        options = [*module["extra-compile-args"], "-fPIC", "-shared", *flags]
-        yield [compiler, *options, *sources, "-lm", "-o", str(library)]
+        options = [*module["extra-compile-args"], "-fPIC", "-shared"]
+        yield module["name"].rpartition(".")[2], options, sources
 
 
 def main() -> int:

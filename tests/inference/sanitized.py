@@ -4,17 +4,23 @@
 """
 
 import sys
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+from whisper.model import ModelDimensions, Whisper
 
 from tests.conftest import MODELS
+from whisper_byoc.inference.batched import log_mel
+from whisper_byoc.inference.engine import read_warm_up_clip
 from whisper_byoc.inference.native import Library, NativeNetwork
 from whisper_byoc.inference.network import MAX_FRAMES, Ask, Dimensions, Feed
 
-PREFIX = [50257, 50362]
+PREFIX = [257, 362]
+SMALL = Dimensions(80, MAX_FRAMES, 128, 2, 1, 1003, 448, 128, 2, 2)
+"""Enough to have several heads and layers, and a vocabulary that fills no tile."""
 FRAMES = (1, 15, 16, 17, 65, MAX_FRAMES)
 
 
@@ -39,14 +45,29 @@ def drive(network: NativeNetwork, mel: torch.Tensor) -> None:
         network.close(stream)
 
 
+def small_weights(dims: Dimensions) -> dict[str, torch.Tensor]:
+    """Random ones, of Whisper's names and shapes."""
+    torch.manual_seed(1)
+    return {
+        name: torch.randn(values.shape) * 0.1
+        for name, values in Whisper(ModelDimensions(**asdict(dims))).state_dict().items()
+    }
+
+
 def main() -> None:
     torch.set_num_threads(1)
+    library = Library(Path(sys.argv[1]))
+    noise = torch.randn(80, 2 * MAX_FRAMES, generator=torch.Generator().manual_seed(1))
+    weights = small_weights(SMALL)
+    for threads in (1, 2, 3):
+        drive(NativeNetwork(SMALL, weights, library, [(0, 1), (1, 0)], threads), noise)
     checkpoint = torch.load(MODELS / "tiny.en.pt", weights_only=True, mmap=True)
     dims, weights = Dimensions(**checkpoint["dims"]), checkpoint["model_state_dict"]
-    library = Library(Path(sys.argv[1]))
-    mel = torch.randn(80, 2 * MAX_FRAMES, generator=torch.Generator().manual_seed(1))
-    for threads in (1, 2, 3):
-        drive(NativeNetwork(dims, weights, library, [(1, 0), (3, 5)], threads), mel)
+    mel = log_mel(read_warm_up_clip(), 150, 80)
+    network = NativeNetwork(dims, weights, library, [(1, 0), (3, 5)], threads=2)
+    stream = network.open(network.encode(mel), 8)
+    network.forward([Feed(stream, PREFIX, [Ask(1)])])
+    network.close(stream)
     print("clean")
 
 

@@ -69,6 +69,14 @@ async def test_the_thread_survives_an_exception() -> None:
         assert await thread.submit(3) == 6
 
 
+async def test_the_thread_survives_an_answer_too_few() -> None:
+    thread: BatchThread[int, int] = BatchThread("test", lambda requests: requests[1:], max_batch=2)
+    async with asyncio.timeout(TIMEOUT), thread.serve():
+        for _ in range(2):
+            with pytest.raises(DecodeError, match="0 answers, expected 1"):
+                await thread.submit(3)
+
+
 async def test_a_cancelled_caller_takes_its_request_out() -> None:
     compute = Doubler()
     compute.gate.clear()

@@ -1,6 +1,9 @@
 """Our forward passes against openai-whisper's, on real weights and real speech."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jiwer
 import numpy as np
@@ -15,8 +18,9 @@ from whisper_bench.reference import ReferenceModel
 from whisper_byoc.decode import DecodeRequest, Evidence, Hypothesis, Task
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.batched import BatchedModel, log_mel, silence_level, whole_words
-from whisper_byoc.inference.network import MAX_FRAMES
+from whisper_byoc.inference.network import MAX_FRAMES, Feed, Network
 from whisper_byoc.inference.precision import Branch, runs_here
+from whisper_byoc.inference.torch_network import TorchNetwork
 from whisper_byoc.transcript import Word
 
 pytestmark = pytest.mark.model
@@ -319,3 +323,104 @@ def test_a_whole_word_is_as_certain_as_its_least_part() -> None:
     [word], [seen] = whole_words(pieces("_cold|-|hearted"), continued=False)
     assert (word.start, word.end, word.probability) == pytest.approx((0, 2.5, 0.7))
     assert (seen.attended, seen.tail_mass, seen.probability) == pytest.approx((2, 0.2, 0.7))
+
+
+class FailingNetwork:
+    """A network that fails at a chosen place, for the window that has a chosen number of frames."""
+
+    def __init__(self, network: Network, phase: str, frames: int, error: Exception) -> None:
+        self._network, self._phase = network, phase
+        self._frames, self._error = frames, error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
+
+    def encode(self, mel: torch.Tensor, tail: Any = None, stride: int = 1) -> Any:
+        self._fail("encode", mel.shape[1] // 2)
+        return self._network.encode(mel, tail, stride)
+
+    def open(self, encoded: Any, positions: int) -> Any:
+        self._fail("open", encoded.num_frames)
+        stream = self._network.open(encoded, positions)
+        if self._phase == "words" and encoded.num_frames == self._frames:
+            return Unattended(stream)
+        return stream
+
+    def forward(self, feeds: Sequence[Feed]) -> Any:
+        for feed in feeds:
+            self._fail("decode", feed.stream.encoded.num_frames)
+        return self._network.forward(feeds)
+
+    def _fail(self, phase: str, frames: int) -> None:
+        if phase == self._phase and frames == self._frames:
+            raise self._error
+
+
+class Unattended:
+    """A stream whose attention is of no head, so that no times can be made of it."""
+
+    def __init__(self, stream: Any) -> None:
+        object.__setattr__(self, "_stream", stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._stream, name, value)
+
+    def attention(self, first: int, last: int) -> Any:
+        return np.empty(0)[first, last]
+
+
+FAILURES = [
+    pytest.param("encode", MemoryError("no memory"), "MemoryError: no memory", id="encode"),
+    pytest.param("open", KeyError("slot"), "KeyError: 'slot'", id="open"),
+    pytest.param("decode", OSError("gone"), "OSError: gone", id="decode"),
+    pytest.param("words", TypeError(), "IndexError", id="words"),
+]
+
+
+@pytest.mark.parametrize(("phase", "error", "problem"), FAILURES)
+def test_a_window_that_fails_harms_no_other(
+    clips: list[NDArray[np.float32]], phase: str, error: Exception, problem: str
+) -> None:
+    model = BatchedModel("tiny.en", WEIGHTS, "cpu")
+    expected = decoded(model, *map(request, clips))
+    frames = math.ceil(len(clips[2]) / 16_000) * 50
+    others = [n for n, clip in enumerate(clips) if math.ceil(len(clip) / 16_000) * 50 != frames]
+    assert len(others) >= 3
+    network = model._network
+    model._network = FailingNetwork(network, phase, frames, error)
+    answers = model.decode([request(clip) for clip in clips])
+    assert isinstance(answers[2], DecodeError)
+    assert problem in str(answers[2])
+    assert [answers[n] for n in others] == [expected[n] for n in others]
+    model._network = network
+    assert decoded(model, *map(request, clips)) == expected
+
+
+@pytest.mark.parametrize("name", ["fast", "reference"])
+def test_samples_that_are_none_fail_alone(
+    request: pytest.FixtureRequest, clips: list[NDArray[np.float32]], name: str
+) -> None:
+    model: BatchedModel | ReferenceModel = request.getfixturevalue(name)
+    broken = np.array(["no", "samples"])
+    unknown = np.full(16_000, np.nan, dtype=np.float32)
+    wrong = [broken, unknown] if name == "fast" else [broken]
+    requests = [DecodeRequest(samples, 0.0) for samples in (clips[0], *wrong, clips[1])]
+    first, *failed, last = model.decode(requests)
+    assert all(isinstance(answer, DecodeError) for answer in failed)
+    assert [first, last] == decoded(model, requests[0], requests[-1])
+
+
+def test_a_slot_is_given_back_whatever_fails(clips: list[NDArray[np.float32]]) -> None:
+    """Slots are few on CUDA: failing windows that kept theirs would end the service one day."""
+    model = BatchedModel("tiny.en", WEIGHTS, "cpu", branch=Branch.FP32)
+    assert isinstance(model._network, TorchNetwork)
+    free = list(model._network.slots.free)
+    too_long = request(clips[4], committed="and " * 500)
+    answer, failed = model.decode([request(clips[4]), too_long])
+    assert isinstance(answer, Hypothesis)
+    assert isinstance(failed, DecodeError)
+    assert "positions is" in str(failed)
+    assert model._network.slots.free == free

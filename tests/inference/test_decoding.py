@@ -1,6 +1,7 @@
 """The rules of a decode against openai-whisper's own, and its course with made-up logits."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -188,3 +189,20 @@ def test_sampling_keeps_the_rules() -> None:
     never = {*TOKENIZER.non_speech_tokens, *range(TOKENIZER.eot + 1, NUM_TOKENS)}
     assert len(result.tokens) > 20
     assert not never & set(result.tokens)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate", "num_tokens", "overlong"),
+    [
+        pytest.param(2, 8, 32, True, id="more than can be said"),
+        pytest.param(28, 8, 224, True, id="as much as can be said fills the positions"),
+        pytest.param(28, 32, 224, False, id="positions are full before"),
+    ],
+)
+def test_a_text_is_overlong_when_its_audio_cannot_hold_it(
+    seconds: float, rate: float, num_tokens: int, overlong: bool
+) -> None:
+    endless = replace(window(seconds), tokens_per_second=rate)
+    [result] = decode(ScriptedNetwork(logits_for([1000] * 448)), endless)
+    assert len(result.tokens) == num_tokens
+    assert (result.complete, result.overlong) == (False, overlong)

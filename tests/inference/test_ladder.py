@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from whisper.utils import compression_ratio
 
 from tests.conftest import MODELS
 from whisper_bench.files import read_audio
@@ -31,6 +32,12 @@ def test_trips(
     text: str, ratio: float, no_speech: float, logprob: float, trip: Trip | None
 ) -> None:
     assert find_trip(text, ratio, no_speech, logprob) is trip
+
+
+def test_text_without_spaces_that_goes_round_in_circles_until_the_positions_are_full() -> None:
+    text = "ขอบคุณที่รับชม" * 30
+    ratio = compression_ratio(text)
+    assert find_trip(text, ratio, 0.1, -0.2, complete=False) is Trip.LOOP
 
 
 LOOPING = [

@@ -226,3 +226,99 @@ def test_a_text_may_have_more_tokens_than_its_window_has_frames(
     assert found[0].logit == pytest.approx(expected[0].logit, abs=0.05)
     for stream in (alone, beside, long):
         network.close(stream)
+
+
+FITTING = [*PREFIX, *TEXT]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "places", "length", "problem"),
+    [
+        pytest.param([], [], 0, "has no tokens, expected at least one", id="no tokens"),
+        pytest.param([-1], [], 0, "has token -1, expected one of 0 to 51863", id="token -1"),
+        pytest.param([51864], [], 0, "has token 51864, expected", id="behind the vocabulary"),
+        pytest.param(FITTING, [], 6, "has positions 6 to 16 .* 0 to 15", id="no room left"),
+        pytest.param(FITTING, [], -1, "has positions -1 to 9", id="before the first"),
+        pytest.param(FITTING, [3, 11], 0, r"asked at \[3, 11\], expected", id="asked behind it"),
+        pytest.param(FITTING, [-1], 0, "asked at", id="asked before it"),
+        pytest.param(FITTING, [3, 2], 0, "asked at", id="asked out of order"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    network: Network,
+    mel: torch.Tensor,
+    tokens: list[int],
+    places: list[int],
+    length: int,
+    problem: str,
+) -> None:
+    """Before anything is computed: the neighbour, and the stream itself, go on as if not asked."""
+    encoded = network.encode(mel[:, :200].contiguous())
+    stream, neighbour = network.open(encoded, 16), network.open(encoded, 16)
+    stream.length = length
+    wrong = Feed(stream, tokens, [Ask(place) for place in places])
+    with pytest.raises(ValueError, match=problem):
+        network.forward([Feed(neighbour, PREFIX, []), wrong])
+    assert (stream.length, neighbour.length) == (length, 0)
+    stream.length = 0
+    network.forward([Feed(stream, FITTING, []), Feed(neighbour, FITTING, [])])
+    for open_stream in (stream, neighbour):
+        network.close(open_stream)
+
+
+def test_a_stream_is_fed_while_it_is_open_and_once_a_pass(
+    network: Network, mel: torch.Tensor
+) -> None:
+    encoded = network.encode(mel[:, :200].contiguous())
+    stream = network.open(encoded, 16)
+    with pytest.raises(ValueError, match="fed twice in one pass"):
+        network.forward([Feed(stream, PREFIX, []), Feed(stream, PREFIX, [])])
+    with pytest.raises(ValueError, match="no feeds, expected at least one"):
+        network.forward([])
+    network.close(stream)
+    network.close(stream)
+    with pytest.raises(ValueError, match="closed stream is fed, expected an open one"):
+        network.forward([Feed(stream, PREFIX, [])])
+    # Closing twice gave back one place, not two.
+    first, second = network.open(encoded, 16), network.open(encoded, 16)
+    (alone,), _ = network.forward([Feed(first, PREFIX, [Ask(1)])])
+    both, _ = network.forward([Feed(second, PREFIX, [Ask(1)])])
+    assert both[0][0].token == alone[0].token
+    for open_stream in (first, second):
+        network.close(open_stream)
+
+
+@pytest.mark.parametrize("positions", [0, -1, 449])
+def test_a_stream_has_the_decoders_positions(
+    network: Network, mel: torch.Tensor, positions: int
+) -> None:
+    with pytest.raises(ValueError, match=f"positions is {positions}, expected 1 to 448"):
+        network.open(network.encode(mel[:, :200].contiguous()), positions)
+
+
+@pytest.mark.parametrize(
+    ("shape", "problem"),
+    [
+        pytest.param((80, 0), r"mel is \(80, 0\), expected \(80, 2n\)", id="nothing"),
+        pytest.param((80, 3), "mel is", id="half a frame"),
+        pytest.param((80, 3002), "mel is", id="more than 30 s"),
+        pytest.param((128, 200), "mel is", id="another number of mels"),
+    ],
+)
+def test_a_mel_of_another_shape_is_refused(
+    network: Network, shape: tuple[int, int], problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        network.encode(torch.zeros(shape))
+
+
+def test_a_mel_is_of_finite_numbers(network: Network) -> None:
+    mel = torch.zeros(80, 200)
+    mel[7, 7] = torch.nan
+    with pytest.raises(ValueError, match="expected finite ones"):
+        network.encode(mel)
+
+
+def test_only_all_of_30_s_is_thinned(network: Network) -> None:
+    with pytest.raises(ValueError, match="100 frames, expected 1500"):
+        network.thin(network.encode(torch.zeros(80, 200)), 8)
