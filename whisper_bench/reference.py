@@ -61,7 +61,7 @@ class ReferenceModel:
         )
         mel = whisper.pad_or_trim(mel, N_FRAMES)
         result, rung, trip = self._decode_with_fallback(mel, request)
-        words = self._words(mel, result, request) if request.word_times else ()
+        words = self._words(mel, result, request)
         return Hypothesis(
             text=result.text.strip(),
             language="en" if request.task is Task.TRANSLATE else result.language,
@@ -69,7 +69,6 @@ class ReferenceModel:
             avg_logprob=result.avg_logprob,
             no_speech_prob=result.no_speech_prob,
             compression_ratio=result.compression_ratio,
-            temperature=result.temperature,
             rung=rung,
             trip=trip,
         )

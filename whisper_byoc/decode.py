@@ -58,7 +58,6 @@ class DecodeRequest:
     deadline: event-loop time in seconds by which the answer is wanted; earlier goes first.
     language: Whisper's code, or None to detect it (multilingual weights only).
     prompt: text that the decoder is told came before, or None.
-    word_times: whether `Hypothesis.words` is wanted.
     retry: whether a text that is not believed is worth further attempts.
     committed: what the text does begin with; the hypothesis holds what comes behind it.
     draft: what that may begin with, say the last hypothesis: changes the cost, not the words.
@@ -69,7 +68,6 @@ class DecodeRequest:
     language: str | None = "en"
     task: Task = Task.TRANSCRIBE
     prompt: str | None = None
-    word_times: bool = True
     retry: bool = True
     committed: str = ""
     draft: str = ""
@@ -93,12 +91,11 @@ class Hypothesis:
     """What the decoder heard in one window.
 
     language: of the text; a translation is English.
-    words: in order, times in seconds from the start of the window; empty when not asked for.
+    words: in order, times in seconds from the start of the window.
     evidence: of each of the words, from engines that can tell.
     avg_logprob: mean log-probability of the tokens, end-of-text included.
     no_speech_prob: probability of Whisper's no-speech token.
     compression_ratio: text bytes over deflated bytes; above 2.4 Whisper calls it a loop.
-    temperature: the one that gave this text; 0 is greedy.
     rung: of the ladder, that gave it; trip: why the first attempt was not believed, or None.
     """
 
@@ -108,7 +105,6 @@ class Hypothesis:
     avg_logprob: float = 0.0
     no_speech_prob: float = 0.0
     compression_ratio: float = 1.0
-    temperature: float = 0.0
     rung: Rung = Rung.FIRST
     trip: Trip | None = None
     evidence: tuple[Evidence, ...] = ()

@@ -139,27 +139,25 @@ TEXT = [1000, 2000, 3000, 4000]
 
 
 @pytest.mark.parametrize(
-    ("draft", "num_drafted", "num_passes"),
+    ("draft", "num_passes"),
     [
-        pytest.param((), 0, 5, id="none"),
-        pytest.param(TEXT, 4, 1, id="all of it"),
-        pytest.param(TEXT[:2], 2, 3, id="its beginning"),
-        pytest.param([*TEXT, 5000, 6000], 4, 1, id="more than it"),
-        pytest.param([1000, 9, 3000, 4000], 1, 4, id="another word"),
-        pytest.param([9, 9], 0, 5, id="nothing of it"),
-        pytest.param([1000] * 999, 1, 4, id="longer than any text"),
+        pytest.param((), 5, id="none"),
+        pytest.param(TEXT, 1, id="all of it"),
+        pytest.param(TEXT[:2], 3, id="its beginning"),
+        pytest.param([*TEXT, 5000, 6000], 1, id="more than it"),
+        pytest.param([1000, 9, 3000, 4000], 4, id="another word"),
+        pytest.param([9, 9], 5, id="nothing of it"),
+        pytest.param([1000] * 999, 4, id="longer than any text"),
     ],
 )
-def test_a_draft_saves_passes_and_changes_nothing(
-    draft: Sequence[int], num_drafted: int, num_passes: int
-) -> None:
+def test_a_draft_saves_passes_and_changes_nothing(draft: Sequence[int], num_passes: int) -> None:
     network = ScriptedNetwork(logits_for(TEXT))
     [result] = decode(network, window(draft=tuple(draft)))
     [plain] = decode(ScriptedNetwork(logits_for(TEXT)), window())
     assert result.tokens == plain.tokens == TEXT
     assert result.logprobs == pytest.approx(plain.logprobs)
     assert result.complete
-    assert (result.num_drafted, network.num_passes) == (num_drafted, num_passes)
+    assert network.num_passes == num_passes
 
 
 def test_windows_leave_the_batch_when_they_are_done() -> None:

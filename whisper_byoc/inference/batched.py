@@ -189,11 +189,8 @@ class BatchedModel:
             generator = None
             if attempt.temperature:
                 generator = torch.Generator().manual_seed(0)  # the same audio, the same words
-            keep = attempt.request.word_times
             decodes.append(
-                Decode(
-                    self._network, attempt.window, self._rules, attempt.temperature, generator, keep
-                )
+                Decode(self._network, attempt.window, self._rules, attempt.temperature, generator)
             )
         with self._timed("network"):
             decode_all(self._network, decodes)
@@ -270,7 +267,7 @@ class BatchedModel:
     def _hypothesis(self, attempt: _Attempt) -> Hypothesis:
         text = attempt.text
         language = _written(attempt.tokenizer, attempt.request.task)
-        words, evidence = self._words(attempt) if attempt.request.word_times else ((), ())
+        words, evidence = self._words(attempt)
         return Hypothesis(
             text=text,
             language=language,
@@ -279,7 +276,6 @@ class BatchedModel:
             avg_logprob=attempt.decoded.avg_logprob,
             no_speech_prob=attempt.decoded.no_speech_prob,
             compression_ratio=compression_ratio(text) if text else 1.0,
-            temperature=attempt.temperature,
             rung=attempt.rung,
             trip=attempt.trip if attempt.rung is Rung.FIRST else attempt.first_trip,
         )

@@ -51,8 +51,6 @@ class Decoded:
     overlong: bool = False
     """Whether that cap was how much can be said in the window, and not the decoder's positions."""
     attention: NDArray[np.float32] | None = None
-    num_drafted: int = 0
-    """How many tokens came from the draft."""
 
     @property
     def avg_logprob(self) -> float:
@@ -122,7 +120,6 @@ class Decode:
         rules: Rules,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
-        keep_attention: bool = True,
     ) -> None:
         self.window = window
         self.result = Decoded()
@@ -131,7 +128,6 @@ class Decode:
         self._rules = rules
         self._temperature = temperature
         self._generator = generator
-        self._keep_attention = keep_attention
         positions = network.dims.n_text_ctx
         room = max(1, min(positions // 2, positions - len(window.prefix)))
         spoken = window.seconds * window.tokens_per_second
@@ -182,8 +178,7 @@ class Decode:
                 # What was fed behind the first other token is overwritten.
                 self._stream.length -= len(drafts) - index
                 break
-            self.result.num_drafted += index < len(drafts)
-        if self.done and self._keep_attention:
+        if self.done:
             last = len(self.window.prefix) - 1 + len(self.result.tokens) + self.result.complete
             begin = len(self.window.prefix) - 1 - self._num_forced
             self.result.attention = self._stream.attention(begin, last)

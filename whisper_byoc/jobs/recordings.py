@@ -41,7 +41,6 @@ class RecordingOptions:
 
     language: str | None = "en"
     task: Task = Task.TRANSCRIBE
-    word_times: bool = True
     max_seconds: float = MAX_WINDOW_SECONDS
     streaming: StreamingSettings = field(default_factory=StreamingSettings)
 
@@ -142,7 +141,6 @@ def _request(window: RecordingWindow, options: RecordingOptions) -> DecodeReques
         deadline=0.0,
         language=options.language,
         task=options.task,
-        word_times=options.word_times,
     )
 
 
