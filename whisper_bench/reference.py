@@ -11,7 +11,6 @@ from whisper.decoding import DecodingResult
 from whisper.timing import find_alignment, merge_punctuations
 from whisper.tokenizer import LANGUAGES, get_tokenizer
 
-from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import DecodeRequest, Hypothesis, Rung, Task, Trip
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.batched import APPENDED, PREPENDED
