@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from enum import StrEnum
 
-from whisper_byoc.streaming.commit import core
+from whisper_byoc.streaming.finality import core
 from whisper_byoc.transcript import Event, Final, Partial, Word
 
 

@@ -101,7 +101,7 @@ class ReferenceModel:
             language=request.language if self._model.is_multilingual else "en",
             temperature=temperature,
             prompt=self._tokens(request.prompt),
-            prefix=self._tokens(request.committed),
+            prefix=self._tokens(request.forced),
             without_timestamps=True,
             fp16=self.device != "cpu",
         )
@@ -124,8 +124,8 @@ class ReferenceModel:
             language=result.language,
             task=request.task.value,
         )
-        committed = self._tokens(request.committed) or []
-        tokens = [*committed, *(token for token in result.tokens if token < tokenizer.eot)]
+        forced = self._tokens(request.forced) or []
+        tokens = [*forced, *(token for token in result.tokens if token < tokenizer.eot)]
         num_frames = min(N_FRAMES, len(request.samples) // HOP_LENGTH)
         alignment = find_alignment(
             self._model,
@@ -134,8 +134,8 @@ class ReferenceModel:
             mel.to(self._model.encoder.conv1.weight.dtype),
             num_frames,
         )
-        if committed:
-            words, _ = tokenizer.split_to_word_tokens(committed)
+        if forced:
+            words, _ = tokenizer.split_to_word_tokens(forced)
             alignment = alignment[len(words) :]
         merge_punctuations(alignment, PREPENDED, APPENDED)
         return tuple(

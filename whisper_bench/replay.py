@@ -195,7 +195,7 @@ def _request(window: Window) -> DecodeRequest:
         window.samples,
         deadline=0.0,
         retry=window.purpose is not Purpose.PARTIAL,
-        committed=window.committed,
+        forced=window.forced,
         draft=window.draft,
     )
 

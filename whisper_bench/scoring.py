@@ -37,7 +37,7 @@ def summarise(
     seconds = [result.median_seconds for result in results]
     pairs = [(normalise(result.clip.reference), normalise(result.text)) for result in results]
     looping = [
-        result.clip.file for result, pair in zip(results, pairs, strict=True) if is_loop(*pair)
+        result.clip.file for result, pair in zip(results, pairs, strict=True) if is_overlong(*pair)
     ]
     unsaid = [hypothesis for reference, hypothesis in pairs if not reference.split()]
     groups: dict[str, list[tuple[str, str]]] = {}
@@ -65,7 +65,7 @@ def word_error_rate(pairs: Sequence[tuple[str, str]]) -> float | None:
     return round(100 * float(jiwer.wer(references, hypotheses)), 2)
 
 
-def is_loop(reference: str, hypothesis: str) -> bool:
+def is_overlong(reference: str, hypothesis: str) -> bool:
     """Whether so much more was written than said that the decoder must have repeated itself."""
     num_said, num_heard = len(reference.split()), len(hypothesis.split())
     return num_said > 0 and num_heard > 1.5 * num_said + 3

@@ -59,7 +59,7 @@ class DecodeRequest:
     language: Whisper's code, or None to detect it (multilingual weights only).
     prompt: text that the decoder is told came before, or None.
     retry: whether a text that is not believed is worth further attempts.
-    committed: what the text does begin with; the hypothesis holds what comes behind it.
+    forced: what the text does begin with; the hypothesis holds what comes behind it.
     draft: what that may begin with, say the last hypothesis: changes the cost, not the words.
     """
 
@@ -69,7 +69,7 @@ class DecodeRequest:
     task: Task = Task.TRANSCRIBE
     prompt: str | None = None
     retry: bool = True
-    committed: str = ""
+    forced: str = ""
     draft: str = ""
 
 

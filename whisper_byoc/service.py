@@ -13,9 +13,9 @@ from enum import StrEnum
 from whisper_byoc.errors import NotReady, ServiceError, bare_errors
 from whisper_byoc.inference.engine import Engine, open_engine
 from whisper_byoc.inference.voice import open_voice_activity
-from whisper_byoc.jobs.feeds import Feeds
 from whisper_byoc.jobs.jobs import JobKind, Jobs
 from whisper_byoc.jobs.processing import Host, Processings, Processor
+from whisper_byoc.jobs.sources import Sources
 from whisper_byoc.jobs.transcription import Inference, Transcriptions
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.orchestrator.registration import Registration
@@ -65,7 +65,7 @@ class Service:
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.feeds = Feeds()
+        self.sources = Sources()
         self.runner_sessions: Counter[str] = Counter()
         self._processor = processor
         self._open_engine = open_engine
@@ -186,7 +186,7 @@ class Service:
         await stack.enter_async_context(jobs.serve())
         sessions = Sessions(jobs, self.settings, self.metrics)
         await stack.enter_async_context(sessions.serve())
-        await stack.enter_async_context(self.feeds.serve())
+        await stack.enter_async_context(self.sources.serve())
         registration = Registration(
             self.settings, kind.model_names[0], VERSION, lambda: list(self.runner_sessions)
         )

@@ -3,7 +3,7 @@
 import pytest
 
 from whisper_bench.manifest import Clip
-from whisper_bench.scoring import Result, add_speedups, is_loop, summarise, word_error_rate
+from whisper_bench.scoring import Result, add_speedups, is_overlong, summarise, word_error_rate
 
 CLIPS = [
     Clip("en/accent/one.flac", "one two"),
@@ -36,7 +36,7 @@ def test_word_error_rate(pairs: list[tuple[str, str]], rate: float | None) -> No
 def test_a_loop_is_half_as_much_again_and_three_words(
     num_said: int, num_heard: int, loop: bool
 ) -> None:
-    assert is_loop("a " * num_said, "b " * num_heard) is loop
+    assert is_overlong("a " * num_said, "b " * num_heard) is loop
 
 
 def test_a_run_in_figures() -> None:

@@ -248,19 +248,17 @@ def test_on_cuda_it_hears_the_same_sentences(clips: list[NDArray[np.float32]]) -
     assert jiwer.wer(plain(" ".join(SENTENCES)), plain(heard)) <= 0.1, heard
 
 
-@pytest.mark.parametrize("num_committed", [150, 222, 223, 230])
-def test_prompt_and_committed_words_share_the_positions(
-    fast: BatchedModel, num_committed: int
-) -> None:
+@pytest.mark.parametrize("num_forced", [150, 222, 223, 230])
+def test_prompt_and_forced_words_share_the_positions(fast: BatchedModel, num_forced: int) -> None:
     """With 30 s of audio all three together would be more than the 448 that the decoder has."""
     noise = np.random.default_rng(3).normal(size=480_000).astype(np.float32) * 0.1
-    texts = {"prompt": "harbour " * 300, "committed": "and " * num_committed, "draft": "a " * 300}
+    texts = {"prompt": "harbour " * 300, "forced": "and " * num_forced, "draft": "a " * 300}
     (answer,) = fast.decode([request(noise, **texts, retry=False)])
     assert isinstance(answer, Hypothesis)
 
 
 @pytest.mark.parametrize("name", ["fast", "reference"])
-def test_behind_committed_words_come_the_others(
+def test_behind_forced_words_come_the_others(
     request: pytest.FixtureRequest, clips: list[NDArray[np.float32]], name: str
 ) -> None:
     model: BatchedModel | ReferenceModel = request.getfixturevalue(name)
@@ -268,8 +266,8 @@ def test_behind_committed_words_come_the_others(
     words = whole.text.split()
     # openai-whisper cannot end a text where its prefix ends.
     for count in (1, 3, len(words) - 1, *([len(words)] if name == "fast" else [])):
-        committed = " ".join(words[:count])
-        (rest,) = decoded(model, DecodeRequest(clips[1], deadline=0.0, committed=committed))
+        forced = " ".join(words[:count])
+        (rest,) = decoded(model, DecodeRequest(clips[1], deadline=0.0, forced=forced))
         assert rest.text == " ".join(words[count:])
         assert [word.text for word in rest.words] == words[count:]
         starts = [word.start for word in rest.words]
@@ -412,7 +410,7 @@ def test_a_slot_is_given_back_whatever_fails(clips: list[NDArray[np.float32]]) -
     model = BatchedModel("tiny.en", WEIGHTS, "cpu", branch=Branch.FP32)
     assert isinstance(model._network, TorchNetwork)
     free = list(model._network.slots.free)
-    too_long = request(clips[4], committed="and " * 500)
+    too_long = request(clips[4], forced="and " * 500)
     answer, failed = model.decode([request(clips[4]), too_long])
     assert isinstance(answer, Hypothesis)
     assert isinstance(failed, DecodeError)

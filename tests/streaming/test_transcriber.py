@@ -78,7 +78,7 @@ class Stream:
             spoken = any(begin <= second and second + 0.5 <= end for begin, end in self._spoken)
             if spoken and start >= -0.02 and second + 0.5 <= window.end:
                 words.append(Word(f"s{second}", max(start, 0.0), start + 0.5, 0.9))
-        rest = words[len(window.committed.split()) :]
+        rest = words[len(window.forced.split()) :]
         return Hypothesis(" ".join(word.text for word in rest), "en", tuple(rest))
 
     def spoken_words(self) -> set[str]:
@@ -187,10 +187,10 @@ def test_a_window_brings_what_was_last_heard_of_its_utterance() -> None:
     stream.speak(4)
     stream.pause(2)
     stream.speak(3)
-    assert any(window.committed for window in stream.windows)
+    assert any(window.forced for window in stream.windows)
     for before, window in pairwise(stream.windows):
-        known = f"{window.committed} {window.draft}".strip()
-        heard = f"{before.committed} {stream.hear(before).text}".strip()
+        known = f"{window.forced} {window.draft}".strip()
+        heard = f"{before.forced} {stream.hear(before).text}".strip()
         assert known == ("" if before.purpose is Purpose.FINAL else heard)
 
 
@@ -362,13 +362,13 @@ def test_silence_behind_the_last_word_is_not_decoded_again() -> None:
 def test_languages_without_spaces_are_written_without() -> None:
     class Japanese(Stream):
         def hear(self, window: Window) -> Hypothesis:
-            spaced = replace(window, committed=window.committed.replace("s", " s"))
+            spaced = replace(window, forced=window.forced.replace("s", " s"))
             return replace(super().hear(spaced), language="ja")
 
     stream = Japanese(live=True)
     stream.speak(6)
-    committed = [window.committed for window in stream.windows if window.committed]
-    assert committed[-1] == "s0s1s2"
+    forced = [window.forced for window in stream.windows if window.forced]
+    assert forced[-1] == "s0s1s2"
     stream.pause(1)
     assert "".join(event.text for event in final_events(stream)) == "s0s1s2s3s4s5"
 

@@ -52,7 +52,7 @@ async def post_segment(request: Request) -> Response:
     job = job or service.jobs.open(job_id, options)
     job.keep_alive()
     max_bytes = service.settings.worker.max_segment_bytes
-    channel = service.feeds.channel(job, _raw_format(request))
+    channel = service.sources.channel(job, _raw_format(request))
     wanted = channel.resolve(seq)
     if channel.has_been_read(wanted):
         if not (request.headers.get(RESET) or wanted < channel.read_position - NUM_SLOTS):
@@ -68,7 +68,7 @@ async def post_segment(request: Request) -> Response:
 async def get_next_source(request: Request) -> Response:
     """The number that a publisher begins with."""
     service, job_id = checked(request)
-    channel = service.feeds.find(job_id)
+    channel = service.sources.find(job_id)
     if channel is not None:
         return answer_next(channel.next_write)
     job = service.jobs.find(job_id)
@@ -76,13 +76,13 @@ async def get_next_source(request: Request) -> Response:
         return answer_next(0)
     if job.state is not JobState.RECEIVING:
         return no_channel()
-    return answer_next(service.feeds.channel(job).next_write)
+    return answer_next(service.sources.channel(job).next_write)
 
 
 async def delete_source(request: Request) -> Response:
     """The publisher's end of the stream: answered at once, flushed behind the answer."""
     service, job_id = checked(request)
-    channel = service.feeds.find(job_id)
+    channel = service.sources.find(job_id)
     if channel is None:
         return refusal("Invalid stream", 400)
     channel.finish()

@@ -212,7 +212,7 @@ class BatchedModel:
         if language is None:
             language = self._detect(audio)
         tokenizer = self._tokenizer(language, request.task.value)
-        forced = _tokens(tokenizer, request.committed)
+        forced = _tokens(tokenizer, request.forced)
         prompt = self._prompt(tokenizer, request.prompt, len(forced))
         start = tokenizer.sot_sequence_including_notimestamps
         window = Window(
@@ -345,7 +345,7 @@ def whole_words(
 ) -> tuple[tuple[Word, ...], tuple[Evidence, ...]]:
     """What Whisper's tokenizer divides at hyphens, put together again: a word begins with a space.
 
-    pieces: with the text as the tokens have it. continued: committed words stand before them; what
+    pieces: with the text as the tokens have it. continued: forced words stand before them; what
     the first piece then adds to the last of those, which never changes, is left out if it is
     punctuation, and else a word of its own.
     """

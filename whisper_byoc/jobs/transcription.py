@@ -230,7 +230,7 @@ class Transcription:
             prompt=self.options.context,
             # The next partial comes before another attempt could.
             retry=window.purpose is not Purpose.PARTIAL,
-            committed=window.committed,
+            forced=window.forced,
             draft=window.draft,
         )
         hypothesis = await self._inference.engine.decode(request)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import FRAME_SAMPLES, MAX_WINDOW_SECONDS, Hypothesis, Trip
 from whisper_byoc.settings import Mode, StreamingSettings
-from whisper_byoc.streaming.commit import BALANCED, LOW_LATENCY, Heard, num_to_commit
+from whisper_byoc.streaming.finality import BALANCED, LOW_LATENCY, Heard, num_final
 from whisper_byoc.streaming.hypothesis import (
     AFTER_WORD_END,
     BEFORE_WORD_END,
@@ -69,14 +69,14 @@ class Purpose(Enum):
 class Window:
     """The samples of one decode: float32 (n,) from sample `start` of the stream.
 
-    committed: words that are final and whose audio is in the window: its text begins with them.
+    forced: words that are final and whose audio is in the window: its text begins with them.
     draft: what was last heard behind them, which the rest will mostly begin with.
     """
 
     purpose: Purpose
     start: int
     samples: NDArray[np.float32]
-    committed: str = ""
+    forced: str = ""
     draft: str = ""
 
     @property
@@ -100,10 +100,10 @@ class _Utterance:
     partial: str = ""
     language: str = "en"
     """Of its last final words."""
-    committed: list[tuple[str, int]] = field(default_factory=list)
+    finals: list[tuple[str, int]] = field(default_factory=list)
     """Final words whose audio is still in the window, each with the sample at which it ends."""
     heard: deque[tuple[Word, ...]] = field(default_factory=lambda: deque(maxlen=2))
-    """The uncommitted words of the last hypotheses, the newest first."""
+    """The words not yet final of the last hypotheses, the newest first."""
 
 
 class SampleBuffer:
@@ -342,8 +342,8 @@ class Transcriber:
 
     def _take(self, purpose: Purpose, utterance: _Utterance, end: int) -> Window:
         samples = self._audio.copy(utterance.start, end)
-        committed = join_words((text for text, _ in utterance.committed), utterance.language)
-        window = Window(purpose, utterance.start, samples, committed, utterance.partial)
+        forced = join_words((text for text, _ in utterance.finals), utterance.language)
+        window = Window(purpose, utterance.start, samples, forced, utterance.partial)
         self._out = window, utterance
         return window
 
@@ -360,14 +360,14 @@ class Transcriber:
             heard = Heard(words, hypothesis.evidence, window.end - window.offset)
             low_latency = self._settings.mode is Mode.LOW_LATENCY
             bar = LOW_LATENCY if low_latency else BALANCED
-            number = num_to_commit(bar, heard, list(utterance.heard))
+            number = num_final(bar, heard, list(utterance.heard))
             if len(window.samples) > self._settings.max_window * SAMPLE_RATE:
                 # Nothing agreed for that long: what is old becomes final, so that a cut can come.
                 old = heard.audio_end - _FORCED_DISTANCE_SECONDS
                 number = max(number, sum(1 for word in words if word.end < old))
         if number:
             self._send_final(utterance, window, words[:number], hypothesis.language)
-            utterance.committed += [
+            utterance.finals += [
                 (word.text, window.start + round(word.end * SAMPLE_RATE)) for word in words[:number]
             ]
             waiting = [earlier[number:] for earlier in utterance.heard]
@@ -390,7 +390,7 @@ class Transcriber:
         speech behind the last word that the decoder passes over; None when there is not."""
         ends = [word.end for word in words[-1:]]
         # A later decode may put its words before one that is final: that one counts, too.
-        ends += [(end - window.start) / SAMPLE_RATE for _, end in utterance.committed[-1:]]
+        ends += [(end - window.start) / SAMPLE_RATE for _, end in utterance.finals[-1:]]
         if not ends:
             return None
         end = max(ends)
@@ -409,16 +409,16 @@ class Transcriber:
         if cut is None:
             return False
         utterance.start = cut
-        utterance.committed.clear()
+        utterance.finals.clear()
         utterance.heard.clear()
         self._drop_speech_frames(utterance)
         return True
 
     def _shorten(self, utterance: _Utterance) -> None:
-        """Leave out the beginning of a long window: cut at the quietest end of a committed word."""
+        """Leave out the beginning of a long window: cut at the quietest end of a final word."""
         samples = self._audio.copy(utterance.start, self._audio.end)
         earliest = utterance.start + round(_EARLIEST_CUT_SECONDS * SAMPLE_RATE)
-        ends = [end for _, end in utterance.committed]
+        ends = [end for _, end in utterance.finals]
         ends = [end for end in ends if end >= earliest] or ends[-1:]
         if not ends:
             return
@@ -429,7 +429,7 @@ class Transcriber:
             places.append((energy, utterance.start + place, end))
         _, cut, last = min(places)
         utterance.start = cut
-        utterance.committed = [item for item in utterance.committed if item[1] > last]
+        utterance.finals = [item for item in utterance.finals if item[1] > last]
         self._drop_speech_frames(utterance)
 
     def _drop_speech_frames(self, utterance: _Utterance) -> None:
@@ -441,13 +441,13 @@ class Transcriber:
         self, utterance: _Utterance, window: Window, words: tuple[Word, ...], language: str
     ) -> None:
         cut = choose_cut(window.samples, words)
-        if utterance.committed and window.start + cut.sample < utterance.committed[-1][1]:
-            end = (utterance.committed[-1][1] - window.start) / SAMPLE_RATE
+        if utterance.finals and window.start + cut.sample < utterance.finals[-1][1]:
+            end = (utterance.finals[-1][1] - window.start) / SAMPLE_RATE
             cut = Cut(quietest(window.samples, end - BEFORE_WORD_END, end + AFTER_WORD_END)[0], 0)
         self._send_final(utterance, window, words[: cut.num_words], language)
         remaining = join_words((word.text for word in words[cut.num_words :]), language)
         utterance.start = window.start + cut.sample
-        utterance.committed.clear()
+        utterance.finals.clear()
         utterance.heard.clear()
         self._drop_speech_frames(utterance)
         self._send_partial(utterance, window, remaining)

@@ -39,8 +39,10 @@ LOW_LATENCY = Bar(near=0.2, probability=0.5, far=0.6, late=1.2)
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """The uncommitted words of one hypothesis, each with its evidence; audio_end: seconds from the
-    start of the window to the end of its audio."""
+    """Those words of one hypothesis that are not yet final, each with its evidence.
+
+    audio_end: seconds from the start of the window to the end of its audio.
+    """
 
     words: tuple[Word, ...]
     evidence: tuple[Evidence, ...]
@@ -72,11 +74,11 @@ def num_safe(heard: Heard, distance: float) -> int:
     return len(heard.evidence)
 
 
-def num_to_commit(bar: Bar, heard: Heard, earlier: Sequence[Sequence[Word]]) -> int:
+def num_final(bar: Bar, heard: Heard, earlier: Sequence[Sequence[Word]]) -> int:
     """How many words of a hypothesis may become final.
 
     earlier: the words of the hypotheses before it in the same utterance, the last one first,
-    without those that have been committed since. The last word waits: it may be half of a word.
+    without those that have become final since. The last word waits: it may be half of a word.
     An engine that gives no evidence asks for three hypotheses that agree.
     """
     if heard.evidence:

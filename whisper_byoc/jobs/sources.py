@@ -17,7 +17,7 @@ _OVERTAKE_SECONDS = 1.0
 """For which a segment that was overtaken on another connection is waited for."""
 
 
-class Feeds:
+class Sources:
     """Owns the source channels of `/live/{job}/source/{seq}` and the tasks that read them.
 
     A channel lives as long as its job takes input. A writer waits while five segments before its

@@ -5,15 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_byoc.decode import Evidence
-from whisper_byoc.streaming.commit import (
+from whisper_byoc.streaming.finality import (
     BALANCED,
     LOW_LATENCY,
     Bar,
     Heard,
     agreement,
     core,
+    num_final,
     num_safe,
-    num_to_commit,
 )
 from whisper_byoc.transcript import Word
 
@@ -80,7 +80,7 @@ BAR = Bar(near=0.4, probability=0.7, far=1.0, late=1.8)
     ],
 )
 def test_words_to_commit(now: Heard, earlier: list[str], number: int) -> None:
-    assert num_to_commit(BAR, now, [words(text) for text in earlier]) == number
+    assert num_final(BAR, now, [words(text) for text in earlier]) == number
 
 
 def test_attention_that_jumps_back_is_not_safe() -> None:
@@ -100,9 +100,9 @@ def test_more_agreement_never_commits_less(
     now = words(" ".join(texts[0]))
     evidence = tuple(Evidence(*it) for it in seen[: len(now)])
     current = Heard(now, evidence, 10.0)
-    number = num_to_commit(bar, current, [words(" ".join(text)) for text in texts[1:]])
+    number = num_final(bar, current, [words(" ".join(text)) for text in texts[1:]])
     assert 0 <= number <= max(0, len(now) - 1)
-    assert num_to_commit(bar, current, [now, now]) >= number
+    assert num_final(bar, current, [now, now]) >= number
 
 
 def test_words_are_compared_by_their_letters() -> None:
