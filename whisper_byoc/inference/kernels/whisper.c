@@ -403,7 +403,12 @@ EXPORT void whisper_append(const Model *m, const half *from_keys, const half *fr
 
 /* Tiles of the vocabulary among which one thread chooses before the next are taken. A fixed number, so
  * that sums do not depend, in their last bits, on the number of threads. */
-#define PIECE 8
+#define PIECE 16
+
+/* Of the allowed logits of a piece: the largest, and the sum of the exponentials of what they are below it. */
+typedef struct {
+    float largest, sum;
+} Partial;
 
 typedef struct {
     float *x, *normal, *wide, *attended;
@@ -411,7 +416,7 @@ typedef struct {
     float *scores; /* (threads, score_length) */
     int score_length;
     int pieces;
-    Choice *partial; /* (wanted, pieces) */
+    Partial *partial; /* (wanted, pieces) */
 } Decoding;
 
 static void take_decoding(const Model *m, Decoding *d, Workspace *w, int rows, int wanted, int longest) {
@@ -426,7 +431,7 @@ static void take_decoding(const Model *m, Decoding *d, Workspace *w, int rows, i
     d->score_length = (int)rounded_up(longest, TILE);
     d->scores = take(w, sizeof(float) * m->threads * d->score_length);
     d->pieces = (m->words.outputs / TILE + PIECE - 1) / PIECE;
-    d->partial = take(w, sizeof(Choice) * wanted * d->pieces);
+    d->partial = take(w, sizeof(Partial) * wanted * d->pieces);
 }
 
 /* Bytes of workspace that `whisper_decode` needs. */
@@ -555,26 +560,35 @@ static void decode_layer(const Model *m, int index, Stream *streams, const Row *
     shared_layer(&layer->down, d, d->wide, num_rows, wide, d->x, state, ADD);
 }
 
-/* The best of logits [begin, end) with the mask added, and the sum of the exponentials. */
-static Choice choose_among(const float *logits, const float *mask, int begin, int end) {
-    Choice choice = {-1, -INFINITY, -INFINITY};
-    floats most = all(-INFINITY);
+INLINE float allowed(const float *logits, const float *mask, int i) { return mask ? logits[i] + mask[i] : logits[i]; }
+INLINE floats allowed_all(const float *logits, const float *mask, int i) {
+    return mask ? load(logits + i) + load(mask + i) : load(logits + i);
+}
+
+/* The largest of logits [begin, end) with the mask added, and the sum of the exponentials. */
+static Partial measure(const float *logits, const float *mask, int begin, int end) {
+    floats most = all(-INFINITY), sums = {0};
     int i = begin;
-    for (; i + LANES <= end; i += LANES) most = larger(most, mask ? load(logits + i) + load(mask + i) : load(logits + i));
+    for (; i + LANES <= end; i += LANES) most = larger(most, allowed_all(logits, mask, i));
     float largest = largest_of(most);
-    for (; i < end; i++) {
-        float x = mask ? logits[i] + mask[i] : logits[i];
-        largest = x > largest ? x : largest;
-    }
-    if (!(largest > -INFINITY)) return choice;
-    floats sums = {0};
-    for (i = begin; i + LANES <= end; i += LANES)
-        sums += exponential((mask ? load(logits + i) + load(mask + i) : load(logits + i)) - largest);
+    for (; i < end; i++) largest = allowed(logits, mask, i) > largest ? allowed(logits, mask, i) : largest;
+    if (!(largest > -INFINITY)) return (Partial){-INFINITY, 0};
+    for (i = begin; i + LANES <= end; i += LANES) sums += exponential(allowed_all(logits, mask, i) - largest);
     float sum = sum_of(sums);
-    for (; i < end; i++) sum += expf((mask ? logits[i] + mask[i] : logits[i]) - largest);
-    for (i = begin; i < end && (mask ? logits[i] + mask[i] : logits[i]) != largest; i++) {}
-    choice.token = i, choice.logit = largest, choice.log_sum = largest + logf(sum);
-    return choice;
+    for (; i < end; i++) sum += expf(allowed(logits, mask, i) - largest);
+    return (Partial){largest, sum};
+}
+
+/* The choice among a row's logits, of which each piece has been measured. */
+static Choice choose_of(const Partial *partial, int pieces, const float *logits, const float *mask) {
+    int best = 0;
+    for (int p = 1; p < pieces; p++) best = partial[p].largest > partial[best].largest ? p : best;
+    float largest = partial[best].largest, sum = 0;
+    if (!(largest > -INFINITY)) return (Choice){-1, -INFINITY, -INFINITY};
+    for (int p = 0; p < pieces; p++) sum += partial[p].sum * expf(partial[p].largest - largest);
+    int token = best * PIECE * TILE;
+    while (allowed(logits, mask, token) != largest) token++;
+    return (Choice){token, largest, largest + logf(sum)};
 }
 
 /* Logits (wanted, words.outputs) of the wanted rows, and the best of them. */
@@ -589,19 +603,11 @@ static void choose(const Model *m, Decoding *d, const Wanted *wanted, int num_wa
         for (int p = first; p < last; p++) {
             int from = p * PIECE * TILE, to = from + PIECE * TILE;
             d->partial[(size_t)i * d->pieces + p] =
-                choose_among(logits + (size_t)i * ld, wanted[i].mask, from, to < m->vocabulary ? to : m->vocabulary);
+                measure(logits + (size_t)i * ld, wanted[i].mask, from, to < m->vocabulary ? to : m->vocabulary);
         }
 #pragma omp barrier
-    for (int i = begin; i < end; i++) {
-        const Choice *partial = d->partial + (size_t)i * d->pieces;
-        Choice best = partial[0];
-        for (int p = 1; p < d->pieces; p++)
-            if (partial[p].logit > best.logit) best = partial[p];
-        float sum = 0;
-        for (int p = 0; p < d->pieces; p++) sum += expf(partial[p].log_sum - best.logit);
-        if (best.token >= 0) best.log_sum = best.logit + logf(sum);
-        choices[i] = best;
-    }
+    for (int i = begin; i < end; i++)
+        choices[i] = choose_of(d->partial + (size_t)i * d->pieces, d->pieces, logits + (size_t)i * ld, wanted[i].mask);
 }
 
 /* Take rows through the decoder, and choose among the logits of the wanted ones.
