@@ -281,8 +281,7 @@ class BatchedModel:
         )
 
     def _words(self, attempt: _Attempt) -> tuple[tuple[Word, ...], tuple[Evidence, ...]]:
-        """Words with their times and their evidence; a token is as probable as it was when it was
-        chosen."""
+        """With times and evidence; a token is as probable as it was when it was chosen."""
         decoded, tokenizer, window = attempt.decoded, attempt.tokenizer, attempt.window
         if not decoded.tokens or decoded.attention is None:
             return (), ()
