@@ -7,10 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-# Before torch is loaded: several tests share the cores, and threads that spin while they wait for
-# one another take them from the others (five times as long, measured with three at a time).
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import numpy as np
 import pytest
 import uvicorn
