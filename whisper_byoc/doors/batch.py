@@ -17,27 +17,11 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
+from whisper_byoc import errors
+from whisper_byoc.doors import requests
 from whisper_byoc.doors.dialects import Answer, Dialect, OpenAi, Pipeline, Plain
 from whisper_byoc.doors.errors import error_response
-from whisper_byoc.doors.requests import (
-    MODEL_HEADER,
-    Incoming,
-    Vanished,
-    check_body,
-    check_token,
-    model_header,
-    service_of,
-)
 from whisper_byoc.doors.uploads import Fields, Upload, open_upload
-from whisper_byoc.errors import (
-    RETRY_AFTER_SECONDS,
-    BadMessage,
-    DecodeError,
-    Draining,
-    ServiceError,
-    UnknownModel,
-    bare_errors,
-)
 from whisper_byoc.jobs.job import Job
 from whisper_byoc.jobs.options import JobOptions, Options
 from whisper_byoc.service import Service
@@ -65,10 +49,10 @@ class Exchange:
         self._request = request
         self._send = send
         self._dialect = dialect
-        self._service = service_of(request)
+        self._service = requests.service_of(request)
         settings = self._service.settings
         self._limit = settings.worker.max_upload_bytes
-        self._incoming = Incoming(request, self._limit, settings.jobs.idle_seconds)
+        self._incoming = requests.Incoming(request, self._limit, settings.jobs.idle_seconds)
         self._begun: Writer | None = None
         """What writes the events of an answer that has begun and has not ended."""
         self._next_seq = 0
@@ -77,7 +61,7 @@ class Exchange:
     async def run(self) -> None:
         try:
             await self._run()
-        except ServiceError as error:
+        except errors.ServiceError as error:
             if self._begun is not None:
                 await self._break_off(self._begun, error)
             elif not self._done:
@@ -85,26 +69,26 @@ class Exchange:
 
     async def _run(self) -> None:
         """Raises ServiceError."""
-        check_token(self._request)
+        requests.check_token(self._request)
         self._check_model()
-        check_body(self._request, self._limit)
-        async with bare_errors():
+        requests.check_body(self._request, self._limit)
+        async with errors.bare_errors():
             try:
                 async with asyncio.TaskGroup() as group:
                     watching = group.create_task(self._incoming.watch())
                     await self._answer()
                     watching.cancel()
-            except* Vanished:
+            except* requests.Vanished:
                 pass  # nobody is left to be told
 
     def _check_model(self) -> None:
         """The name may be longer than ours, as Hugging Face's are. What a body names is not looked
         at: clients have to name something. Raises UnknownModel and NotReady."""
-        asked = self._request.headers.get(MODEL_HEADER, "")
+        asked = self._request.headers.get(requests.MODEL_HEADER, "")
         served = self._service.jobs.kind.model_names
         if asked in ("", OPENAI_MODEL, *served) or own_model_name(asked) in served:
             return
-        raise UnknownModel(asked, served)
+        raise errors.UnknownModel(asked, served)
 
     async def _answer(self) -> None:
         jobs = self._service.jobs
@@ -120,7 +104,7 @@ class Exchange:
             # The inner group ends what reads the upload before that is closed.
             async with upload as parts, asyncio.TaskGroup() as feeding:
                 if jobs.draining:
-                    raise Draining(RETRY_AFTER_SECONDS)
+                    raise errors.Draining(errors.RETRY_AFTER_SECONDS)
                 if values := _given(options, parts.fields):
                     jobs.change(job, values)
                 answer = self._answer_form({**query, **parts.fields}, job.options)
@@ -138,7 +122,7 @@ class Exchange:
         self._service.jobs.kind.check(options)
         answer = self._answer_form(query, options)
         if isinstance(options, JobOptions) and not self._dialect.takes_nothing:
-            raise BadMessage("empty", "a file named audio or file, or base64 in audio")
+            raise errors.BadMessage("empty", "a file named audio or file, or base64 in audio")
         body = answer.writer.begin()
         end = answer.writer.write(End(0, 0.0, EndReason.EOF))
         await self._respond(Response(_bytes(body) + _bytes(end), headers=self._headers(answer)))
@@ -191,7 +175,7 @@ class Exchange:
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         await self._write(_bytes(answer.writer.begin()))
 
-    async def _break_off(self, writer: Writer, error: ServiceError) -> None:
+    async def _break_off(self, writer: Writer, error: errors.ServiceError) -> None:
         """Tell it as events: whoever relays the answer waits for its last line."""
         failure = Failure(self._next_seq, error.code, str(error))
         end = End(self._next_seq + 1, 0.0, EndReason.ERROR)
@@ -212,8 +196,8 @@ class Exchange:
         self, answer: Answer, job: Job | None = None, *, whole: bool = False
     ) -> dict[str, str]:
         """whole: when the job has ended, so that its account is known."""
-        model = model_header(self._service, job)
-        metadata: dict[str, Any] = {"model": model[MODEL_HEADER]}
+        model = requests.model_header(self._service, job)
+        metadata: dict[str, Any] = {"model": model[requests.MODEL_HEADER]}
         if whole and job is not None and job.audio_seconds:
             decoding = job.counters().get("decode_seconds", 0.0)
             metadata["duration"] = round(job.audio_seconds, 3)
@@ -227,16 +211,16 @@ class Exchange:
 
 
 async def _feed(job: Job, upload: Upload) -> None:
-    with suppress(ServiceError):  # the job's events tell of it
+    with suppress(errors.ServiceError):  # the job's events tell of it
         await job.receive_body(upload.audio, upload.audio_format, final=True)
 
 
 def _check(job: Job, event: Event) -> None:
     """Raises what has gone wrong with the job."""
     if isinstance(event, Failure):
-        raise job.failure or DecodeError(event.message)
+        raise job.failure or errors.DecodeError(event.message)
     if isinstance(event, End) and event.reason is EndReason.SHUTDOWN:
-        raise Draining(RETRY_AFTER_SECONDS)  # the end of its body was not waited for
+        raise errors.Draining(errors.RETRY_AFTER_SECONDS)  # the end of its body was not waited for
 
 
 def _given(options: Options, fields: Fields) -> Fields:

@@ -7,27 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from whisper_byoc import transcript
 from whisper_byoc.doors.errors import error_document, status_of
 from whisper_byoc.doors.requests import flag
 from whisper_byoc.doors.uploads import Fields
 from whisper_byoc.errors import InvalidOption, ServiceError
-from whisper_byoc.transcript import (
-    CONTENT_TYPES,
-    MAX_LINE_BYTES,
-    SSE_DONE,
-    SSE_KEEPALIVE,
-    WRITERS,
-    End,
-    Event,
-    Failure,
-    Final,
-    Format,
-    JsonWriter,
-    Writer,
-    choose_format,
-    join_words,
-    sse_data,
-)
+from whisper_byoc.transcript import Format
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +20,7 @@ class Answer:
     """How the caller wants the transcript; streamed: as it becomes final."""
 
     content_type: str
-    writer: Writer
+    writer: transcript.Writer
     streamed: bool = False
 
 
@@ -67,11 +52,11 @@ class Plain(Dialect):
         elif named is not None:
             chosen = Format.JSON if named == "verbose_json" else Format(named)
         else:
-            chosen = choose_format(None, f"{accept or ''},application/json;q=0.001")
+            chosen = transcript.choose_format(None, f"{accept or ''},application/json;q=0.001")
             if chosen is Format.SSE and streamed is False:
                 chosen = Format.JSON
-        writer = WRITERS[chosen](words=words)
-        return Answer(CONTENT_TYPES[chosen], writer, chosen is Format.SSE)
+        writer = transcript.WRITERS[chosen](words=words)
+        return Answer(transcript.CONTENT_TYPES[chosen], writer, chosen is Format.SSE)
 
     def error_body(self, error: ServiceError) -> dict[str, Any]:
         return error_document(error.code, str(error))
@@ -88,20 +73,20 @@ class Pipeline(Dialect):
         value = str(given).lower()
         if value not in ("", "true", "false", "word", "sentence"):
             raise InvalidOption("return_timestamps", value, "true, false, word or sentence")
-        return Answer(CONTENT_TYPES[Format.JSON], ChunksWriter(value))
+        return Answer(transcript.CONTENT_TYPES[Format.JSON], ChunksWriter(value))
 
     def error_body(self, error: ServiceError) -> dict[str, Any]:
         return {"detail": {"msg": str(error)}}
 
 
-class ChunksWriter(JsonWriter):
+class ChunksWriter(transcript.JsonWriter):
     """chunks: `word`, a chunk a word; `true` or `sentence`, one an utterance; else none."""
 
     def __init__(self, chunks: str) -> None:
         super().__init__(words=True)
         self._chunks = chunks
 
-    def _document(self, end: End) -> dict[str, Any]:
+    def _document(self, end: transcript.End) -> dict[str, Any]:
         ours = super()._document(end)
         match self._chunks:
             case "word":
@@ -120,21 +105,25 @@ class OpenAi(Dialect):
     """OpenAI's transcriptions, as its clients read them."""
 
     takes_nothing = False
-    _FORMATS: ClassVar = {"text": Format.TEXT, "srt": Format.SRT, "vtt": Format.VTT}
+    _FORMATS: ClassVar = {
+        "text": Format.TEXT,
+        "srt": Format.SRT,
+        "vtt": Format.VTT,
+    }
 
     def answer(self, fields: Fields, accept: str | None, *, words: bool) -> Answer:
         known = ("json", "verbose_json", *self._FORMATS)
         named = _choice(fields, ("response_format",), known) or "json"
         details = _choices(fields, "timestamp_granularities", ("word", "segment")) or ["segment"]
         if flag("stream", _text(fields, "stream")):
-            return Answer(CONTENT_TYPES[Format.SSE], DeltaWriter(), streamed=True)
+            return Answer(transcript.CONTENT_TYPES[Format.SSE], DeltaWriter(), streamed=True)
         if named in self._FORMATS:
             chosen = self._FORMATS[named]
-            return Answer(CONTENT_TYPES[chosen], WRITERS[chosen]())
+            return Answer(transcript.CONTENT_TYPES[chosen], transcript.WRITERS[chosen]())
         if named == "json":
             details = []
         task = str(fields.get("task") or "transcribe")
-        return Answer(CONTENT_TYPES[Format.JSON], OpenAiWriter(task, details))
+        return Answer(transcript.CONTENT_TYPES[Format.JSON], OpenAiWriter(task, details))
 
     def error_body(self, error: ServiceError) -> dict[str, Any]:
         kind = "invalid_request_error" if status_of(error) < 500 else "server_error"
@@ -148,7 +137,7 @@ def openai_problem(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-class OpenAiWriter(JsonWriter):
+class OpenAiWriter(transcript.JsonWriter):
     """details: `word`, `segment`; the text alone where there are none."""
 
     def __init__(self, task: str, details: Sequence[str]) -> None:
@@ -156,7 +145,7 @@ class OpenAiWriter(JsonWriter):
         self._task = task
         self._details = details
 
-    def _document(self, end: End) -> dict[str, Any]:
+    def _document(self, end: transcript.End) -> dict[str, Any]:
         ours = super()._document(end)
         if not self._details:
             return {"text": ours["text"]}
@@ -179,7 +168,7 @@ def _only(document: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: document[name] for name in names}
 
 
-class DeltaWriter(Writer):
+class DeltaWriter(transcript.Writer):
     """OpenAI's server-sent events: a delta for every final, then the text and `[DONE]`."""
 
     def __init__(self) -> None:
@@ -187,28 +176,28 @@ class DeltaWriter(Writer):
         self._text = ""
         self._failed = False
 
-    def write(self, event: Event) -> str:
+    def write(self, event: transcript.Event) -> str:
         match event:
-            case Final():
+            case transcript.Final():
                 before = ("",) if self._text else ()
-                delta = join_words((*before, event.text), event.language)
+                delta = transcript.join_words((*before, event.text), event.language)
                 self._text += delta
                 return self._event({"type": "transcript.text.delta", "delta": delta})
-            case Failure():
+            case transcript.Failure():
                 self._failed = True
                 return self._event(openai_problem(event.code, event.message))
-            case End() if self._failed:
-                return SSE_DONE
-            case End():
-                return self._done() + SSE_DONE
+            case transcript.End() if self._failed:
+                return transcript.SSE_DONE
+            case transcript.End():
+                return self._done() + transcript.SSE_DONE
         return ""
 
     def keepalive(self) -> str:
-        return SSE_KEEPALIVE
+        return transcript.SSE_KEEPALIVE
 
     def _done(self) -> str:
         done = self._event({"type": "transcript.text.done", "text": self._text})
-        if len(done.encode()) < MAX_LINE_BYTES:
+        if len(done.encode()) < transcript.MAX_LINE_BYTES:
             return done
         note = "the text is too long for one line: it is that of the deltas, one behind the other"
         return self._event({"type": "transcript.text.done", "text": "", "note": note})
@@ -216,7 +205,7 @@ class DeltaWriter(Writer):
     @staticmethod
     def _event(document: Mapping[str, Any]) -> str:
         line = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
-        return sse_data(line)
+        return transcript.sse_data(line)
 
 
 def _choice(fields: Fields, names: Sequence[str], known: Sequence[str]) -> str | None:

@@ -10,26 +10,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from whisper_byoc.audio.content_types import format_of_content_type
-from whisper_byoc.doors.requests import (
-    body_chunks,
-    check_body,
-    checked,
-    first_chunk,
-    flag,
-    model_header,
-    open_job,
-    options_of,
-    read_body,
-    while_connected,
-)
+from whisper_byoc.doors import requests
 from whisper_byoc.errors import BodyTooLarge, JobExists, NoAudio, SlowReader
-from whisper_byoc.jobs.control import (
-    MAX_CONTROL_BYTES,
-    Control,
-    parse_control,
-    read_control,
-    too_long,
-)
+from whisper_byoc.jobs import control
+from whisper_byoc.jobs.control import Control
 from whisper_byoc.jobs.eventlog import EventLog
 from whisper_byoc.service import Service
 from whisper_byoc.transcript import EndReason, Format, Writer, choose_format
@@ -37,19 +21,19 @@ from whisper_byoc.transcript import EndReason, Format, Writer, choose_format
 
 async def put_source(request: Request) -> Response:
     """Take one body. Its end is the end of the stream, unless `?final=false`."""
-    service, job_id = checked(request)
-    final = flag("final", request.query_params.get("final"))
+    service, job_id = requests.checked(request)
+    final = requests.flag("final", request.query_params.get("final"))
     job = service.jobs.find(job_id)
-    options_of(request, job)
+    requests.options_of(request, job)
     audio_format = format_of_content_type(request.headers.get("Content-Type"))
-    check_body(request, service.settings.jobs.max_body_bytes)
+    requests.check_body(request, service.settings.jobs.max_body_bytes)
     if job is not None:
         job.check_receives()
-    chunks = body_chunks(request)
-    first = await first_chunk(chunks, service.settings.jobs.idle_seconds)
+    chunks = requests.body_chunks(request)
+    first = await requests.first_chunk(chunks, service.settings.jobs.idle_seconds)
     num_bytes = 0
     if first:  # another request may have begun or ended the job meanwhile
-        job, body = open_job(request, job_id), _chain(first, chunks)
+        job, body = requests.open_job(request, job_id), _chain(first, chunks)
         num_bytes = await job.receive_body(body, audio_format, final=final is not False)
     elif (job := service.jobs.find(job_id)) is not None:
         job.keep_alive()
@@ -62,16 +46,16 @@ async def put_source(request: Request) -> Response:
             "audio_seconds": round(job.audio_seconds, 3) if job else 0.0,
             "state": job.state if job else None,
         },
-        headers=model_header(service, job),
+        headers=requests.model_header(service, job),
     )
 
 
 async def get_output(request: Request) -> Response:
     """Stream the transcript from its beginning, whenever the job begins or has ended."""
-    service, job_id = checked(request)
+    service, job_id = requests.checked(request)
     chosen = choose_format(request.query_params.get("format"), request.headers.get("Accept"))
     after = _last_event_id(request) if chosen is Format.SSE else -1
-    job = await while_connected(request, service.jobs.wait_for(job_id))
+    job = await requests.while_connected(request, service.jobs.wait_for(job_id))
     idle_seconds = service.settings.jobs.keepalive_seconds
     content_type, writer = job.writer(chosen)
     return StreamingResponse(
@@ -80,30 +64,30 @@ async def get_output(request: Request) -> Response:
             "Content-Type": content_type,
             "Cache-Control": "no-store",
             "X-Accel-Buffering": "no",
-            **model_header(service, job),
+            **requests.model_header(service, job),
         },
     )
 
 
 async def get_job(request: Request) -> Response:
-    service, job_id = checked(request)
+    service, job_id = requests.checked(request)
     job = service.jobs.get(job_id)
-    return JSONResponse(job.document(), headers=model_header(service, job))
+    return JSONResponse(job.document(), headers=requests.model_header(service, job))
 
 
 async def delete_job(request: Request) -> Response:
     """Stop a running job after a flush; forget an ended one."""
-    service, job_id = checked(request)
+    service, job_id = requests.checked(request)
     job = await service.jobs.delete(job_id)
     forgotten = service.jobs.find(job_id) is None
     document = {**job.document(), "forgotten": forgotten}
-    return JSONResponse(document, headers=model_header(service, job))
+    return JSONResponse(document, headers=requests.model_header(service, job))
 
 
 async def post_control(request: Request) -> Response:
     """One control message: JSON with its `type`, answered when it has been obeyed."""
-    service, job_id = checked(request)
-    kind, values = read_control(await _message(request, service.settings.jobs.idle_seconds))
+    service, job_id = requests.checked(request)
+    kind, values = control.read_control(await _message(request, service.settings.jobs.idle_seconds))
     if kind is Control.START:
         options = service.jobs.kind.options().changed(values)
         if service.jobs.find(job_id) is not None:
@@ -122,18 +106,22 @@ async def post_control(request: Request) -> Response:
                 job.keep_alive()
             case Control.CLOSE:
                 await job.stop(EndReason.STOPPED)
-    return JSONResponse(job.document(), headers=model_header(service, job))
+    return JSONResponse(job.document(), headers=requests.model_header(service, job))
 
 
 async def _message(request: Request, seconds: float) -> dict[str, Any]:
     """Raises NoAudio when it does not come in time, Vanished and InvalidOption."""
     try:
         async with asyncio.timeout(seconds):
-            return parse_control(await read_body(request, MAX_CONTROL_BYTES))
+            return control.parse_control(
+                await requests.read_body(request, control.MAX_CONTROL_BYTES)
+            )
     except TimeoutError:
         raise NoAudio(seconds) from None
     except BodyTooLarge as error:
-        raise too_long(f"over {error.limit} bytes", f"at most {error.limit} bytes") from None
+        raise control.too_long(
+            f"over {error.limit} bytes", f"at most {error.limit} bytes"
+        ) from None
 
 
 async def _written(

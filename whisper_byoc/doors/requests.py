@@ -13,15 +13,7 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import Message
 
-from whisper_byoc.errors import (
-    BodyTooLarge,
-    InvalidOption,
-    NoAudio,
-    Unauthorized,
-    UnknownModel,
-    UnsupportedAudio,
-    bare_errors,
-)
+from whisper_byoc import errors
 from whisper_byoc.jobs.job import Job, check_job_id
 from whisper_byoc.jobs.options import Options
 from whisper_byoc.service import Service
@@ -53,14 +45,14 @@ async def body_chunks(
             async with asyncio.timeout(idle_seconds):
                 chunk = await anext(stream, None)
         except TimeoutError:
-            raise NoAudio(idle_seconds or 0.0) from None
+            raise errors.NoAudio(idle_seconds or 0.0) from None
         except ClientDisconnect:
             raise Vanished("the client closed the connection within the body") from None
         if chunk is None:
             return
         num_bytes += len(chunk)
         if limit is not None and num_bytes > limit:
-            raise BodyTooLarge(num_bytes, limit)
+            raise errors.BodyTooLarge(num_bytes, limit)
         if chunk:
             yield chunk
 
@@ -71,7 +63,7 @@ async def first_chunk(chunks: AsyncIterator[bytes], idle_seconds: float) -> byte
         async with asyncio.timeout(idle_seconds):
             return await anext(chunks, b"")
     except TimeoutError:
-        raise NoAudio(idle_seconds) from None
+        raise errors.NoAudio(idle_seconds) from None
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -129,7 +121,7 @@ async def while_connected(request: Request, waiting: Coroutine[Any, Any, T]) -> 
         await _until_vanished(request)
         waiter.cancel()
 
-    async with bare_errors(), asyncio.TaskGroup() as group:
+    async with errors.bare_errors(), asyncio.TaskGroup() as group:
         waiter = group.create_task(waiting)
         watching = group.create_task(watch(waiter))
         await asyncio.wait({waiter})
@@ -163,7 +155,7 @@ def check_model(connection: HTTPConnection[Any]) -> None:
     asked = connection.headers.get(MODEL_HEADER)
     served = service_of(connection).jobs.kind.model_names
     if asked is not None and asked not in served:
-        raise UnknownModel(asked, served)
+        raise errors.UnknownModel(asked, served)
 
 
 def model_header(service: Service, job: Job | None = None) -> dict[str, str]:
@@ -181,7 +173,7 @@ def check_token(request: Request) -> None:
     scheme, _, found = request.headers.get("Authorization", "").partition(" ")
     right = hmac.compare_digest(found.strip().encode(), token.encode())
     if token and not (right and scheme.lower() == "bearer"):
-        raise Unauthorized()
+        raise errors.Unauthorized()
 
 
 def check_body(request: Request, limit: int) -> None:
@@ -189,10 +181,10 @@ def check_body(request: Request, limit: int) -> None:
     BodyTooLarge."""
     encoding = request.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
-        raise UnsupportedAudio(f"sent with Content-Encoding {encoding[:40]!r}", "none")
+        raise errors.UnsupportedAudio(f"sent with Content-Encoding {encoding[:40]!r}", "none")
     length = request.headers.get("Content-Length", "")
     if length.isdecimal() and int(length) > limit:
-        raise BodyTooLarge(int(length), limit)
+        raise errors.BodyTooLarge(int(length), limit)
 
 
 def options_of(connection: HTTPConnection[Any], job: Job | None) -> Options:
@@ -228,4 +220,4 @@ def flag(name: str, value: str | None) -> bool | None:
         return None
     if value.lower() in ("true", "1", "false", "0"):
         return value.lower() in ("true", "1")
-    raise InvalidOption(name, value, "true or false")
+    raise errors.InvalidOption(name, value, "true or false")

@@ -10,59 +10,46 @@ from starlette.routing import Route
 
 from whisper_byoc.audio.content_types import format_of_content_type
 from whisper_byoc.audio.formats import AudioFormat, Pcm
+from whisper_byoc.doors import trickle
 from whisper_byoc.doors.requests import checked, options_of, while_connected
-from whisper_byoc.doors.trickle import (
-    LAST,
-    answer_next,
-    answer_post,
-    invalid_seq,
-    no_channel,
-    no_segment,
-    refusal,
-)
 from whisper_byoc.errors import UnknownJob, UnsupportedAudio
 from whisper_byoc.jobs.eventlog import EventLog
 from whisper_byoc.jobs.job import Job, JobState
 from whisper_byoc.service import Service
 from whisper_byoc.transcript import Format
+from whisper_byoc.trickle import protocol
 from whisper_byoc.trickle.channel import NEWEST, NEXT, NUM_SLOTS, is_awaited, resolve
 from whisper_byoc.trickle.local import LocalChannel
-from whisper_byoc.trickle.protocol import (
-    CLOSED,
-    LATEST,
-    RESET,
-    SEQ,
-    TERMINATED,
-    parse_seq,
-)
 
-CLOSED_HEADERS = {CLOSED: TERMINATED, **LAST}
+CLOSED_HEADERS = {protocol.CLOSED: protocol.TERMINATED, **trickle.LAST}
 
 
 async def post_segment(request: Request) -> Response:
     """One segment of input, in a channel that is made with the job."""
     service, job_id = checked(request)
-    seq = parse_seq(request.path_params["seq"])
+    seq = protocol.parse_seq(request.path_params["seq"])
     if seq is None or seq < NEXT:
-        return invalid_seq()
+        return trickle.invalid_seq()
     options = options_of(request, service.jobs.find(job_id))
     job = service.jobs.find(job_id)
     if job is not None and job.state is not JobState.RECEIVING:
-        return no_channel(CLOSED_HEADERS)
+        return trickle.no_channel(CLOSED_HEADERS)
     job = job or service.jobs.open(job_id, options)
     job.keep_alive()
     max_bytes = service.settings.worker.max_segment_bytes
     channel = service.sources.channel(job, _raw_format(request))
     wanted = channel.resolve(seq)
     if channel.has_been_read(wanted):
-        if not (request.headers.get(RESET) or wanted < channel.read_position - NUM_SLOTS):
+        if not (request.headers.get(protocol.RESET) or wanted < channel.read_position - NUM_SLOTS):
             # What is complete takes nothing any more, as in any channel.
-            return await answer_post(request, LocalChannel(""), seq, max_bytes, broken_ends=True)
+            return await trickle.answer_post(
+                request, LocalChannel(""), seq, max_bytes, broken_ends=True
+            )
         channel.rewind(wanted)  # its publisher has begun anew
     await channel.wait_for_slot(wanted)
     if channel.over:
-        return no_channel(CLOSED_HEADERS)
-    return await answer_post(request, channel, seq, max_bytes, broken_ends=True)
+        return trickle.no_channel(CLOSED_HEADERS)
+    return await trickle.answer_post(request, channel, seq, max_bytes, broken_ends=True)
 
 
 async def get_next_source(request: Request) -> Response:
@@ -70,13 +57,13 @@ async def get_next_source(request: Request) -> Response:
     service, job_id = checked(request)
     channel = service.sources.find(job_id)
     if channel is not None:
-        return answer_next(channel.next_write)
+        return trickle.answer_next(channel.next_write)
     job = service.jobs.find(job_id)
     if job is None:
-        return answer_next(0)
+        return trickle.answer_next(0)
     if job.state is not JobState.RECEIVING:
-        return no_channel()
-    return answer_next(service.sources.channel(job).next_write)
+        return trickle.no_channel()
+    return trickle.answer_next(service.sources.channel(job).next_write)
 
 
 async def delete_source(request: Request) -> Response:
@@ -84,7 +71,7 @@ async def delete_source(request: Request) -> Response:
     service, job_id = checked(request)
     channel = service.sources.find(job_id)
     if channel is None:
-        return refusal("Invalid stream", 400)
+        return trickle.refusal("Invalid stream", 400)
     channel.finish()
     return Response()
 
@@ -92,22 +79,22 @@ async def delete_source(request: Request) -> Response:
 async def get_segment(request: Request) -> Response:
     """One event of the job: what it is, or when it comes."""
     service, job_id = checked(request)
-    asked = parse_seq(request.path_params["seq"])
+    asked = protocol.parse_seq(request.path_params["seq"])
     if asked is None or asked < NEWEST:
-        return invalid_seq()
+        return trickle.invalid_seq()
     job = await _find(request, service, job_id)
     if job is None:
-        return no_channel()
+        return trickle.no_channel()
     log, latest = job.log, job.log.next_seq
     seq = resolve(asked, latest)
-    headers = {SEQ: str(seq), LATEST: str(latest)}
+    headers = {protocol.SEQ: str(seq), protocol.LATEST: str(latest)}
     if is_awaited(seq, latest):
         await while_connected(request, _until_written(log, seq))
-        headers[LATEST] = str(log.next_seq)
+        headers[protocol.LATEST] = str(log.next_seq)
     if log.ended and seq >= log.next_seq:
-        return Response(headers={**headers, CLOSED: TERMINATED})
+        return Response(headers={**headers, protocol.CLOSED: protocol.TERMINATED})
     if seq >= log.next_seq or seq <= log.dropped_seq:
-        return no_segment(seq, log.next_seq)
+        return trickle.no_segment(seq, log.next_seq)
     content_type, writer = job.writer(Format.NDJSON)
     events = log.after(seq - 1)
     # A partial that was replaced is an empty segment: clients skip it.
@@ -121,8 +108,8 @@ async def get_next_output(request: Request) -> Response:
     service, job_id = checked(request)
     job = service.jobs.find(job_id)
     if job is None:
-        return no_channel()
-    return answer_next(job.log.next_seq)
+        return trickle.no_channel()
+    return trickle.answer_next(job.log.next_seq)
 
 
 async def _find(request: Request, service: Service, job_id: str) -> Job | None:

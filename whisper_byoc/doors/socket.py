@@ -10,25 +10,12 @@ from typing import Any
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from whisper_byoc import errors
 from whisper_byoc.audio.formats import NATIVE, AudioFormat
 from whisper_byoc.audio.sniffing import SNIFF_BYTES, sniff
 from whisper_byoc.doors.requests import check_model, open_job, service_of
-from whisper_byoc.errors import (
-    ProcessorError,
-    RequestError,
-    ServiceError,
-    SlowReader,
-    SourceBusy,
-    Unavailable,
-    UnsupportedAudio,
-)
-from whisper_byoc.jobs.control import (
-    MAX_CONTROL_BYTES,
-    Control,
-    parse_control,
-    read_control,
-    too_long,
-)
+from whisper_byoc.jobs import control
+from whisper_byoc.jobs.control import Control
 from whisper_byoc.jobs.job import Job, JobState
 from whisper_byoc.jobs.options import JobOptions
 from whisper_byoc.service import Service
@@ -50,7 +37,7 @@ async def transcribe(websocket: WebSocket) -> None:
     call = Call(websocket, service)
     try:
         call.open()
-    except ServiceError as error:
+    except errors.ServiceError as error:
         await call.close(error)
         return
     async with asyncio.TaskGroup() as group:
@@ -88,10 +75,10 @@ class Call:
                 await self._take_audio(job)
             else:
                 await self._take_inputs(job)
-        except SourceBusy as error:  # another door was first: the job is not ours to end
+        except errors.SourceBusy as error:  # another door was first: the job is not ours to end
             await self.close(error)
             return
-        except ServiceError:
+        except errors.ServiceError:
             pass  # the job has ended, and its events say why
         await job.stop(self._reason or EndReason.STOPPED)
 
@@ -106,13 +93,13 @@ class Call:
                     await self._send(self._document(event))
         except _GONE:
             return
-        except SlowReader as error:
+        except errors.SlowReader as error:
             self._service.metrics.slow_readers.inc()
             await self.close(error)
         else:
             await self.close(self._job.failure)
 
-    async def close(self, error: ServiceError | None) -> None:
+    async def close(self, error: errors.ServiceError | None) -> None:
         reason = str(error or "").encode()[:MAX_REASON_BYTES].decode(errors="ignore")
         with suppress(*_GONE):
             await self._websocket.close(_close_code(error), reason)
@@ -134,7 +121,7 @@ class Call:
         while job.state is JobState.RECEIVING and (data := await self._frame()) is not None:
             try:
                 await job.receive_body(_only(data), None, final=False)
-            except ProcessorError as error:  # of this input alone
+            except errors.ProcessorError as error:  # of this input alone
                 await self._refuse(error)
 
     async def _frame(self) -> bytes | None:
@@ -171,11 +158,11 @@ class Call:
                     return True
                 case Control.FINALIZE:
                     await self._job.finalize()
-        except ServiceError as error:
+        except errors.ServiceError as error:
             await self._refuse(error)
         return self._reason is not None
 
-    async def _refuse(self, error: ServiceError) -> None:
+    async def _refuse(self, error: errors.ServiceError) -> None:
         refused = {"type": "refused", "code": error.code, "message": str(error)}
         with suppress(*_GONE):  # the next frame tells
             await self._send({**_NO_TEXT, **refused})
@@ -194,7 +181,7 @@ class Call:
     def _is_raw(self) -> bool:
         try:
             return bool(self._head) and sniff(self._head, at_end=True) == NATIVE
-        except UnsupportedAudio:
+        except errors.UnsupportedAudio:
             return False
 
 
@@ -207,20 +194,22 @@ _NO_TEXT: dict[str, Any] = {"text": "", "final": False, "start": None, "end": No
 
 def _read(text: str) -> tuple[Control | None, dict[str, Any]]:
     """None for the end of the stream. Raises InvalidOption."""
-    if len(text) > MAX_CONTROL_BYTES:
-        raise too_long(f"{len(text)} characters", f"at most {MAX_CONTROL_BYTES} characters")
+    if len(text) > control.MAX_CONTROL_BYTES:
+        raise control.too_long(
+            f"{len(text)} characters", f"at most {control.MAX_CONTROL_BYTES} characters"
+        )
     if text.strip().lower() == EOS:
         return None, {}
-    message = parse_control(text.encode())
-    return (None, {}) if message.get("type") == EOS else read_control(message)
+    message = control.parse_control(text.encode())
+    return (None, {}) if message.get("type") == EOS else control.read_control(message)
 
 
-def _close_code(error: ServiceError | None) -> int:
+def _close_code(error: errors.ServiceError | None) -> int:
     if error is None:
         return 1000
-    if isinstance(error, Unavailable):
+    if isinstance(error, errors.Unavailable):
         return TRY_LATER
-    return POLICY if isinstance(error, RequestError | SlowReader) else INTERNAL
+    return POLICY if isinstance(error, errors.RequestError | errors.SlowReader) else INTERNAL
 
 
 routes = [WebSocketRoute("/transcribe", transcribe)]

@@ -16,16 +16,7 @@ from whisper_byoc.jobs.job import Job
 from whisper_byoc.jobs.jobs import Jobs
 from whisper_byoc.jobs.work import Activity, JobLog
 from whisper_byoc.metrics import Metrics
-from whisper_byoc.orchestrator.messages import (
-    Account,
-    StartRequest,
-    data_line,
-    heartbeat_event,
-    known_options,
-    parse_update,
-    status_event,
-    wrapped,
-)
+from whisper_byoc.orchestrator import messages
 from whisper_byoc.settings import Settings
 from whisper_byoc.transcript import EndReason, Event, Failure, Payload
 from whisper_byoc.trickle.client import ClientOptions, Publisher, Subscriber, open_session
@@ -62,7 +53,7 @@ class Session:
 
     def __init__(
         self,
-        request: StartRequest,
+        request: messages.StartRequest,
         job: Job,
         audio_format: AudioFormat | None,
         jobs: Jobs,
@@ -109,7 +100,7 @@ class Session:
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Other values for some options. Raises RequestError; the stream goes on."""
-        self._jobs.change(self.job, known_options(self.job.options, values))
+        self._jobs.change(self.job, messages.known_options(self.job.options, values))
         self._activity.note()
         self._last_params = time.time()
         self._tell({"type": "params_updated", "params": self._params()}, _EVENTS)
@@ -118,13 +109,13 @@ class Session:
         """The options that were given, without what is none: clients may send megabytes of it."""
         return self.job.options.model_dump(mode="json", exclude_unset=True)
 
-    def account(self) -> Account:
+    def account(self) -> messages.Account:
         """What is known of the stream now."""
         problem = self.job.failure or self.job.problem
         if problem is not None and (self._problem is None or self._problem[0] != str(problem)):
             self._problem = (str(problem), time.time())
         text, when = self._problem or (None, None)
-        return Account(
+        return messages.Account(
             start_time=self._started,
             now=time.time(),
             pipeline=self._pipeline,
@@ -209,7 +200,7 @@ class Session:
         self._end(reason)
 
     def _tell(self, event: Mapping[str, Any], queue: str) -> None:
-        self._events.append(wrapped(event, queue))
+        self._events.append(messages.wrapped(event, queue))
         self._event_came.set()
 
     # Input
@@ -284,7 +275,7 @@ class Session:
                 await media.publish(event.data)
             elif data is not None:
                 await pace.wait()
-                await data.publish(data_line(event))
+                await data.publish(messages.data_line(event))
             if isinstance(event, Failure):
                 self._tell({"type": "error", "error": event.message}, _EVENTS)
             if event is not None:
@@ -319,8 +310,10 @@ class Session:
             last = self._flushed
             account = self.account()
             urls = {"subscribe": self.request.subscribe_url, "publish": self.request.publish_url}
-            await _publish(publisher, wrapped(heartbeat_event(account, urls), _HEARTBEATS))
-            await _publish(publisher, wrapped(status_event(account), _STATUS))
+            await _publish(
+                publisher, messages.wrapped(messages.heartbeat_event(account, urls), _HEARTBEATS)
+            )
+            await _publish(publisher, messages.wrapped(messages.status_event(account), _STATUS))
             while self._events:
                 await _publish(publisher, self._events.popleft())
             if last:
@@ -355,7 +348,7 @@ class Session:
     def _obey(self, body: bytes) -> None:
         if len(body) > _MAX_CONTROL_BYTES:
             raise BadMessage(f"at least {len(body)} bytes", f"at most {_MAX_CONTROL_BYTES}")
-        if body and (values := parse_update(body)) is not None:
+        if body and (values := messages.parse_update(body)) is not None:
             self.update(values)
 
     async def _watch(self) -> None:

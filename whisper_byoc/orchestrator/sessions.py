@@ -6,17 +6,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from whisper_byoc import errors
 from whisper_byoc.audio.content_types import format_of_content_type
 from whisper_byoc.audio.formats import AudioFormat
-from whisper_byoc.errors import (
-    RETRY_AFTER_SECONDS,
-    Draining,
-    InvalidOption,
-    RequestError,
-    StreamExists,
-    TooManyJobs,
-    UnknownStream,
-)
 from whisper_byoc.jobs.job import Job, JobState
 from whisper_byoc.jobs.jobs import Jobs
 from whisper_byoc.metrics import Metrics
@@ -71,12 +63,12 @@ class Sessions:
         if running is not None:
             if running.request == request and not running.stopping.is_set():
                 return running
-            raise StreamExists(RETRY_AFTER_SECONDS, request.stream_id)
+            raise errors.StreamExists(errors.RETRY_AFTER_SECONDS, request.stream_id)
         capacity = self._settings.capability.capacity or self._settings.jobs.max_jobs
         if self._group is None:
-            raise Draining(RETRY_AFTER_SECONDS)
+            raise errors.Draining(errors.RETRY_AFTER_SECONDS)
         if len(self._running) >= capacity:
-            raise TooManyJobs(RETRY_AFTER_SECONDS, len(self._running))
+            raise errors.TooManyJobs(errors.RETRY_AFTER_SECONDS, len(self._running))
         audio_format = _audio_format(request.params)
         session = Session(
             request,
@@ -97,7 +89,7 @@ class Sessions:
             return self._running[named]
         if len(self._running) == 1:
             return self.running[0]
-        raise UnknownStream(named, len(self._running))
+        raise errors.UnknownStream(named, len(self._running))
 
     async def stop(self, named: str | None) -> Session | None:
         """Stop the stream of this id, or where none is named the only one; None where there is
@@ -132,7 +124,7 @@ class Sessions:
         options = defaults.changed(known_options(defaults, request.params))
         before = self._jobs.find(request.job_id)
         if before is not None and before.state is not JobState.ENDED:
-            raise StreamExists(RETRY_AFTER_SECONDS, request.stream_id)
+            raise errors.StreamExists(errors.RETRY_AFTER_SECONDS, request.stream_id)
         # The same stream may come once more, after a swap and back.
         return self._jobs.open(request.job_id, options, again=True, attended=True)
 
@@ -143,8 +135,10 @@ def _audio_format(params: Mapping[str, Any]) -> AudioFormat | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise InvalidOption("content_type", repr(value), "a text such as audio/pcm;rate=8000")
+        raise errors.InvalidOption(
+            "content_type", repr(value), "a text such as audio/pcm;rate=8000"
+        )
     try:
         return format_of_content_type(value)
-    except RequestError as error:
-        raise InvalidOption("content_type", value, str(error)) from error
+    except errors.RequestError as error:
+        raise errors.InvalidOption("content_type", value, str(error)) from error

@@ -13,23 +13,8 @@ from typing import Self
 
 import aiohttp
 
+from whisper_byoc.trickle import protocol
 from whisper_byoc.trickle.channel import NEWEST
-from whisper_byoc.trickle.protocol import (
-    BEHIND_SECONDS,
-    RESET,
-    SEQ,
-    ChannelEnded,
-    GetStep,
-    Next,
-    PostStep,
-    Sent,
-    TrickleError,
-    after_broken_post,
-    after_get,
-    after_post,
-    back_off,
-    first_seq,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +64,7 @@ class _Failures:
             self._since = now
         self.num += 1
         if now - self._since >= self._limit:
-            raise TrickleError(
+            raise protocol.TrickleError(
                 url, f"{self.num} failures in {now - self._since:.1f} s, last {problem}"
             )
 
@@ -144,7 +129,7 @@ class Subscriber:
             self._preconnect = asyncio.create_task(self._open())
         try:
             segment = await asyncio.shield(self._preconnect)
-        except ChannelEnded:
+        except protocol.ChannelEnded:
             raise StopAsyncIteration from None
         self._preconnect = asyncio.create_task(self._open())
         return segment
@@ -165,12 +150,14 @@ class Subscriber:
                 response = await self._get()
             except _BROKEN as error:
                 self._failures.count(self.url, str(error) or type(error).__name__)
-                await asyncio.sleep(back_off(self._failures.num))
+                await asyncio.sleep(protocol.back_off(self._failures.num))
                 continue
             if response is None:
                 self._failures.reset()  # to be kept waiting is to be served
                 continue
-            step = after_get(self._seq, response.status, response.headers, self._failures.num)
+            step = protocol.after_get(
+                self._seq, response.status, response.headers, self._failures.num
+            )
             segment = await self._follow(step, response)
             if segment is not None:
                 return segment
@@ -187,7 +174,7 @@ class Subscriber:
             raise
 
     async def _follow(
-        self, step: GetStep, response: aiohttp.ClientResponse
+        self, step: protocol.GetStep, response: aiohttp.ClientResponse
     ) -> RemoteSegment | None:
         if step.failed:
             self._failures.count(self.url, f"status {response.status}")
@@ -196,16 +183,16 @@ class Subscriber:
         self.num_skipped += step.skipped
         if step.skipped:
             logger.warning("channel %s: %d segments skipped", self.url, step.skipped)
-        if step.then is Next.READ:
+        if step.then is protocol.Next.READ:
             self._seq = step.seq
             if response.content_length != 0:
                 return RemoteSegment(step.seq - 1, response)
         response.close()
-        if step.then is Next.END:
-            raise ChannelEnded(self.url, f"ended with status {response.status}")
+        if step.then is protocol.Next.END:
+            raise protocol.ChannelEnded(self.url, f"ended with status {response.status}")
         self._seq = step.seq
-        blind = step.then is Next.READ and SEQ not in response.headers
-        await asyncio.sleep(BEHIND_SECONDS if blind else step.seconds)
+        blind = step.then is protocol.Next.READ and protocol.SEQ not in response.headers
+        await asyncio.sleep(protocol.BEHIND_SECONDS if blind else step.seconds)
         return None
 
 
@@ -232,7 +219,7 @@ class Publisher:
         self._seq: int | None = None
         self._reset = True
         self._failures = _Failures(self._options)
-        self._ended: TrickleError | None = None
+        self._ended: protocol.TrickleError | None = None
 
     async def publish(self, data: bytes) -> None:
         """Send one segment and wait for its answer.
@@ -246,7 +233,7 @@ class Publisher:
             while not await self._send(data):
                 pass
             self.num_published += 1
-        except TrickleError as error:
+        except protocol.TrickleError as error:
             self._ended = error
             raise
 
@@ -254,16 +241,16 @@ class Publisher:
         """Whether the message was taken."""
         if self._seq is None:
             self._seq = await self._ask_first()
-        taken = Sent.NOTHING
+        taken = protocol.Sent.NOTHING
 
         async def body() -> AsyncIterator[bytes]:
             nonlocal taken
-            taken = Sent.SOMETHING
+            taken = protocol.Sent.SOMETHING
             yield data
 
         headers = {"Content-Type": self._mime, "Content-Length": str(len(data))}
         if self._reset:
-            headers[RESET] = "1"
+            headers[protocol.RESET] = "1"
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 async with self._session.post(
@@ -272,16 +259,16 @@ class Publisher:
                     headers=headers,
                     allow_redirects=False,
                 ) as response:
-                    step = after_post(self._seq, response.status, response.headers)
+                    step = protocol.after_post(self._seq, response.status, response.headers)
                     problem = f"status {response.status}"
         except _BROKEN as error:
             problem = str(error) or type(error).__name__
-            step = after_broken_post(self._seq, taken, self._failures.num + 1)
+            step = protocol.after_broken_post(self._seq, taken, self._failures.num + 1)
         return await self._follow(step, problem)
 
-    async def _follow(self, step: PostStep, problem: str) -> bool:
+    async def _follow(self, step: protocol.PostStep, problem: str) -> bool:
         if step.ended:
-            raise ChannelEnded(self.url, f"ended with {problem}")
+            raise protocol.ChannelEnded(self.url, f"ended with {problem}")
         self._seq = step.seq
         if step.again:
             # What the failed one may have opened will never end: its readers are set free.
@@ -298,7 +285,7 @@ class Publisher:
             async with asyncio.timeout(ANSWER_SECONDS):
                 async with self._session.get(f"{self.url}/next", allow_redirects=False) as response:
                     body = await response.read()
-                    return first_seq(response.status, body.decode("ascii", "replace"))
+                    return protocol.first_seq(response.status, body.decode("ascii", "replace"))
         except _BROKEN as error:
             logger.debug("channel %s: no answer to /next: %s", self.url, error)
             return -1
