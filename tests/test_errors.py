@@ -113,26 +113,26 @@ TEXTS: list[tuple[ServiceError, str, str]] = [
         "Authorization has no valid token, expected Bearer and the token of registration",
     ),
     (
-        errors.NotReady(2),
+        errors.NotReady(),
         "not_ready",
         "the model is still loading, expected GET /ready to answer 200 first",
     ),
     (
-        errors.NotReady(2, errors.DecodeError("no memory")),
+        errors.NotReady(errors.DecodeError("no memory")),
         "not_ready",
         "the service could not start: decoding failed: no memory",
     ),
     (
-        errors.TooManyJobs(5, 64),
+        errors.TooManyJobs(64),
         "too_many_jobs",
         "64 jobs are running, which is the limit: expected one of them to end",
     ),
     (
-        errors.StreamExists(5, LONG),
+        errors.StreamExists(LONG),
         "stream_exists",
         f"stream {SHOWN} is running, expected it to be stopped first",
     ),
-    (errors.Draining(5), "draining", "the service is shutting down, expected no new jobs"),
+    (errors.Draining(), "draining", "the service is shutting down, expected no new jobs"),
     (
         errors.CutOff(),
         "cut_off",
@@ -172,6 +172,13 @@ def test_an_error_is_the_same_when_it_was_copied_or_pickled(
         assert {name: str(value) for name, value in vars(again).items()} == {
             name: str(value) for name, value in vars(error).items()
         }
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"), [(errors.NotReady(), 2), (Draining(), 5), (errors.TooManyJobs(64), 5)]
+)
+def test_who_may_try_again_is_told_when(error: errors.Unavailable, seconds: int) -> None:
+    assert error.retry_after == seconds
 
 
 def test_an_error_takes_its_fields_by_name() -> None:
@@ -237,7 +244,7 @@ Failing = Callable[[BaseException], Awaitable[None]]
 @pytest.mark.anyio
 @pytest.mark.parametrize("failing", [in_a_group, in_groups_of_groups, without_a_group])
 async def test_a_service_error_comes_out_by_itself(failing: Failing) -> None:
-    error = Draining(3)
+    error = Draining()
     with pytest.raises(Draining) as caught:
         await failing(error)
     assert caught.value is error
@@ -245,9 +252,9 @@ async def test_a_service_error_comes_out_by_itself(failing: Failing) -> None:
 
 @pytest.mark.anyio
 async def test_of_several_the_first_comes_out() -> None:
-    first = Draining(1)
+    first = Draining()
     with pytest.raises(Draining) as caught:
-        await in_a_group(first, Draining(2))
+        await in_a_group(first, Draining())
     assert caught.value is first
 
 

@@ -11,6 +11,7 @@ ServiceError
 ├── RequestError              the caller has to mend something
 │   ├── InvalidJobId
 │   ├── InvalidOption
+│   │   └── ForbiddenUrl      a URL that this service may not open
 │   ├── UnknownModel
 │   ├── UnknownJob
 │   ├── JobEnded
@@ -20,7 +21,6 @@ ServiceError
 │   ├── NoAudio               a body began and its first byte never came
 │   ├── BadMessage            a body that should be JSON or a form is not, or lacks something
 │   ├── UnknownStream         no stream of the worker door has this id
-│   ├── ForbiddenUrl          a URL that this service may not open
 │   ├── Unauthorized
 │   └── UnsupportedAudio
 ├── Unavailable               the caller may try again later
@@ -43,8 +43,6 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any, ClassVar, dataclass_transform
 
-RETRY_AFTER_SECONDS = 5
-"""What callers are told who may try again when a job has ended."""
 _MAX_SHOWN = 160
 """Characters of what a caller sent that a text repeats."""
 
@@ -217,13 +215,10 @@ class UnknownStream(RequestError):
         return super().__str__()
 
 
-class ForbiddenUrl(RequestError):
-    code = "forbidden_url"
-    text = "{name} is {found!r}, expected {expected}"
+class ForbiddenUrl(InvalidOption):
+    """A URL that this service may not open."""
 
-    name: str
-    found: str
-    expected: str
+    code = "forbidden_url"
 
 
 class Unauthorized(RequestError):
@@ -232,17 +227,17 @@ class Unauthorized(RequestError):
 
 
 class Unavailable(ServiceError):
-    """Nothing is wrong with the request; `retry_after` says after how many seconds to try again."""
+    """Nothing is wrong with the request: the same one may be sent again after `retry_after` s."""
 
     code = "unavailable"
-
-    retry_after: int
+    retry_after: ClassVar[int] = 5
 
 
 class NotReady(Unavailable):
     """`problem`: why it never will be; None while it still may."""
 
     code = "not_ready"
+    retry_after: ClassVar[int] = 2
     text = "the model is still loading, expected GET /ready to answer 200 first"
 
     problem: ServiceError | None = None

@@ -25,7 +25,6 @@ from whisper_byoc.settings import ModelSettings, Settings
 logger = logging.getLogger(__name__)
 
 VERSION = importlib.metadata.version("whisper-byoc")
-_RETRY_AFTER_SECONDS = 2
 
 OpenEngine = Callable[[ModelSettings], AbstractAsyncContextManager[Engine]]
 
@@ -148,7 +147,7 @@ class Service:
 
     def _ready(self) -> Running:
         if self._running is None:
-            raise NotReady(_RETRY_AFTER_SECONDS, self.failure)
+            raise NotReady(self.failure)
         return self._running
 
     async def _run(self) -> None:

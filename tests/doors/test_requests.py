@@ -145,7 +145,7 @@ async def test_waiting_ends_when_the_client_vanishes() -> None:
 
 async def test_an_error_of_what_is_waited_for_comes_out() -> None:
     async def fail() -> None:
-        raise Draining(5)
+        raise Draining()
 
     with pytest.raises(Draining):
         await while_connected(request_of(), fail())

@@ -104,7 +104,7 @@ class Exchange:
             # The inner group ends what reads the upload before that is closed.
             async with upload as parts, asyncio.TaskGroup() as feeding:
                 if jobs.draining:
-                    raise errors.Draining(errors.RETRY_AFTER_SECONDS)
+                    raise errors.Draining()
                 if values := _given(options, parts.fields):
                     jobs.change(job, values)
                 answer = self._answer_form({**query, **parts.fields}, job.options)
@@ -220,7 +220,7 @@ def _check(job: Job, event: Event) -> None:
     if isinstance(event, Failure):
         raise job.failure or errors.DecodeError(event.message)
     if isinstance(event, End) and event.reason is EndReason.SHUTDOWN:
-        raise errors.Draining(errors.RETRY_AFTER_SECONDS)  # the end of its body was not waited for
+        raise errors.Draining()  # the end of its body was not waited for
 
 
 def _given(options: Options, fields: Fields) -> Fields:

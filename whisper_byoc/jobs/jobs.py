@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Protocol
 
-from whisper_byoc.errors import RETRY_AFTER_SECONDS, Draining, JobEnded, TooManyJobs, UnknownJob
+from whisper_byoc.errors import Draining, JobEnded, TooManyJobs, UnknownJob
 from whisper_byoc.jobs.job import Job, check_job_id
 from whisper_byoc.jobs.options import Options
 from whisper_byoc.jobs.work import Owner, Work
@@ -118,10 +118,10 @@ class Jobs:
         if job_id in self._ended and not again:
             raise JobEnded(job_id)
         if self.draining or self._group is None:
-            raise Draining(RETRY_AFTER_SECONDS)
+            raise Draining()
         if len(self._running) >= self._settings.jobs.max_jobs:
             self._metrics.jobs_refused.inc()
-            raise TooManyJobs(RETRY_AFTER_SECONDS, len(self._running))
+            raise TooManyJobs(len(self._running))
         self.kind.check(options)
         self._ended.pop(job_id, None)
         job = Job(

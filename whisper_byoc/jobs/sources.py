@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from whisper_byoc.audio.formats import AudioFormat
-from whisper_byoc.errors import RETRY_AFTER_SECONDS, Draining, ServiceError
+from whisper_byoc.errors import Draining, ServiceError
 from whisper_byoc.jobs.job import Job
 from whisper_byoc.transcript import EndReason
 from whisper_byoc.trickle.local import LocalChannel, LocalReader
@@ -52,7 +52,7 @@ class Sources:
             return channel
         job.check_receives()
         if self._group is None:
-            raise Draining(RETRY_AFTER_SECONDS)
+            raise Draining()
         channel = LocalChannel("", asyncio.get_running_loop().time())
         reader = LocalReader(channel, _OVERTAKE_SECONDS)
         self._channels[job.job_id] = channel

@@ -63,12 +63,12 @@ class Sessions:
         if running is not None:
             if running.request == request and not running.stopping.is_set():
                 return running
-            raise errors.StreamExists(errors.RETRY_AFTER_SECONDS, request.stream_id)
+            raise errors.StreamExists(request.stream_id)
         capacity = self._settings.capability.capacity or self._settings.jobs.max_jobs
         if self._group is None:
-            raise errors.Draining(errors.RETRY_AFTER_SECONDS)
+            raise errors.Draining()
         if len(self._running) >= capacity:
-            raise errors.TooManyJobs(errors.RETRY_AFTER_SECONDS, len(self._running))
+            raise errors.TooManyJobs(len(self._running))
         audio_format = _audio_format(request.params)
         session = Session(
             request,
@@ -124,7 +124,7 @@ class Sessions:
         options = defaults.changed(known_options(defaults, request.params))
         before = self._jobs.find(request.job_id)
         if before is not None and before.state is not JobState.ENDED:
-            raise errors.StreamExists(errors.RETRY_AFTER_SECONDS, request.stream_id)
+            raise errors.StreamExists(request.stream_id)
         # The same stream may come once more, after a swap and back.
         return self._jobs.open(request.job_id, options, again=True, attended=True)
 
