@@ -1,11 +1,13 @@
 """Write the table of settings into docs/settings.md; a test compares the two."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from pydantic import SecretStr
 
-from whisper_byoc.settings import setting_rows
+from whisper_byoc.settings import Settings
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 BEGIN = "<!-- settings: written by `make settings` -->\n"
@@ -14,8 +16,19 @@ END = "<!-- end of settings -->\n"
 
 def table() -> str:
     """The settings as a Markdown table."""
-    rows = (f"| `{row.variable}` | `{row.default}` | {row.description} |" for row in setting_rows())
-    return "\n".join(["| variable | default | what it is |", "|---|---|---|", *rows]) + "\n"
+    return "\n".join(["| variable | default | what it is |", "|---|---|---|", *rows()]) + "\n"
+
+
+def rows() -> Iterator[str]:
+    """A row for every field, named as its environment variable, in order of declaration."""
+    for group_name, group in Settings.model_fields.items():
+        for name, field in type(group.default).model_fields.items():
+            value = getattr(group.default, name)
+            if isinstance(value, SecretStr):
+                value = value.get_secret_value()
+            shown = ",".join(value) if isinstance(value, tuple) else value
+            variable = f"WHISPER_{group_name}_{name}".upper()
+            yield f"| `{variable}` | `{shown}` | {field.description} |"
 
 
 def with_table(text: str) -> str:

@@ -6,14 +6,21 @@ both are there ours counts.
 """
 
 import os
-from collections.abc import Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Mapping, MutableMapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -57,15 +64,32 @@ class Interface(StrEnum):
 
 
 def _words(value: object) -> object:
-    """Text with commas or spaces between as a tuple."""
+    """The words of a text, with commas or spaces between them; what is no text as it is."""
     return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
 
 
-def _check_url(url: str) -> None:
-    """Without what it may hold of a password, since URLs are logged."""
+def _stripped(value: object) -> object:
+    """A secret that was read from a file often ends with the file's line end."""
+    return value.strip() if isinstance(value, str) else value
+
+
+def _bare_url(url: str) -> str:
+    """Without a slash at its end: paths are appended to it as text. Raises ValueError, also for a
+    URL with a user and password in it, since URLs are logged."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         raise ValueError("should begin with http:// or https:// and a host, without a user")
+    return url.rstrip("/")
+
+
+def _bare_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
+    """Of all at once, so that an error names the setting and not a place in it."""
+    return tuple(map(_bare_url, urls))
+
+
+# NoDecode: pydantic-settings would read the variable of a tuple as JSON.
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+Secret = Annotated[SecretStr, BeforeValidator(_stripped)]
 
 
 class ServerSettings(Group):
@@ -84,7 +108,7 @@ class ModelSettings(Group):
     directory: Path = Field(
         Path("models"), description="folder with the baked weights and their manifest"
     )
-    names: Annotated[tuple[str, ...], NoDecode] = Field(
+    names: Words = Field(
         ("tiny.en",),
         min_length=1,
         description="models to load, with commas between; a job's language picks among them",
@@ -93,11 +117,6 @@ class ModelSettings(Group):
     threads: int = Field(
         0, ge=0, le=256, description="CPU threads of one decode; 0 takes every core of the machine"
     )
-
-    @field_validator("names", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return _words(value)
 
 
 # What a job may choose as well (jobs/options.py).
@@ -160,54 +179,26 @@ class JobSettings(Group):
 
 
 class OrchestratorSettings(Group):
-    urls: Annotated[tuple[str, ...], NoDecode] = Field(
+    urls: Annotated[Words, AfterValidator(_bare_urls)] = Field(
         (), description="orchestrators to register with, with commas between; ORCH_URL"
     )
-    secret: SecretStr = Field(
-        SecretStr(""), description="what orchestrators know us by; ORCH_SECRET"
-    )
-    interfaces: Annotated[tuple[Interface, ...], NoDecode] = Field(
+    secret: Secret = Field(SecretStr(""), description="what orchestrators know us by; ORCH_SECRET")
+    interfaces: Annotated[tuple[Interface, ...], NoDecode, BeforeValidator(_words)] = Field(
         (Interface.BYOC,), description="byoc, live-runner, or both with a comma between"
     )
     interval: float = Field(60.0, gt=0, le=3600, description="s between two registrations")
     verify_tls: bool = Field(
         False, description="check orchestrators' certificates, which they mostly sign themselves"
     )
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+    allowed_hosts: Words = Field(
         (),
         description="hosts of the URLs that a start may name; default those of the orchestrators,"
         " any when there are none",
     )
-    token: SecretStr = Field(
+    token: Secret = Field(
         SecretStr(""),
         description="what the worker and batch doors want as Bearer token; AUTH_TOKEN",
     )
-
-    @field_validator("secret", "token", mode="before")
-    @classmethod
-    def _strip(cls, value: object) -> object:
-        """What ends a line in a file of secrets is none of it."""
-        return value.strip() if isinstance(value, str) else value
-
-    @field_validator("urls", mode="before")
-    @classmethod
-    def _split_urls(cls, value: object) -> object:
-        words = _words(value)
-        if isinstance(words, tuple):
-            return tuple(word.rstrip("/") if isinstance(word, str) else word for word in words)
-        return words
-
-    @field_validator("urls")
-    @classmethod
-    def _check_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        for url in urls:
-            _check_url(url)
-        return urls
-
-    @field_validator("interfaces", "allowed_hosts", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return _words(value)
 
     @property
     def hosts(self) -> frozenset[str]:
@@ -223,7 +214,7 @@ class CapabilitySettings(Group):
     description: str = Field(
         "live speech to text", description="for people; CAPABILITY_DESCRIPTION"
     )
-    url: str = Field(
+    url: Annotated[str, AfterValidator(_bare_url)] = Field(
         "http://localhost:8000",
         description="where orchestrators reach this service; CAPABILITY_URL",
     )
@@ -246,13 +237,6 @@ class CapabilitySettings(Group):
     price_usd_per_hour: float = Field(
         0.0, ge=0, description="price told to the Live Runner interface"
     )
-
-    @field_validator("url")
-    @classmethod
-    def _bare(cls, url: str) -> str:
-        """Orchestrators append paths to it as text."""
-        _check_url(url)
-        return url.rstrip("/")
 
 
 class WorkerSettings(Group):
@@ -394,25 +378,3 @@ def _shown(problem: Mapping[str, Any]) -> str:
     if problem["loc"] and problem["loc"][0] == "orchestrator":
         return "set and not shown"
     return repr(problem["input"])
-
-
-@dataclass(frozen=True, slots=True)
-class SettingRow:
-    """One line of the table in docs/settings.md."""
-
-    variable: str
-    default: str
-    description: str
-
-
-def setting_rows() -> Iterator[SettingRow]:
-    """Every field as its environment variable, in order of declaration."""
-    for group_name, group in Settings.model_fields.items():
-        default = group.default
-        for name, field in type(default).model_fields.items():
-            value = getattr(default, name)
-            shown = ",".join(value) if isinstance(value, tuple) else str(value)
-            if isinstance(value, SecretStr):
-                shown = value.get_secret_value()
-            variable = f"WHISPER_{group_name}_{name}".upper()
-            yield SettingRow(variable, shown, field.description or "")
