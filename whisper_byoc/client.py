@@ -30,7 +30,44 @@ class ClientError(ServiceError):
         return self.message if self.status is None else super().__str__()
 
 
-class ProcessorClient:
+class _Client:
+    """What both clients are: one pool of connections to one server while the async context manager
+    is entered. There are no total time-outs: a stream may last for days."""
+
+    def __init__(self, url: str = "http://127.0.0.1:8000") -> None:
+        self._url = url.rstrip("/")
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        timeout = aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS)
+        # A stream holds two connections while it lasts; aiohttp's limit of 100 lets others wait.
+        connector = aiohttp.TCPConnector(limit=0)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, path: str, **arguments: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request whose failures, also while its answer is read, are ClientError."""
+        if self._session is None:
+            raise ClientError("the client is not open, expected it in an `async with`")
+        try:
+            async with self._session.request(method, self._url + path, **arguments) as response:
+                if response.status >= 400:
+                    raise await _error_of(response)
+                yield response
+        except aiohttp.ClientError as error:
+            problem = str(error) or type(error).__name__
+            raise ClientError(f"{method} {self._url}{path}: {problem}") from error
+
+
+class ProcessorClient(_Client):
     """One payload in, one out: the call that Livepeer's BYOC tutorial makes.
 
     url: of a server, or of a gateway with its path as `path`. model_id: refused with 404 where
@@ -43,62 +80,29 @@ class ProcessorClient:
         path: str = "/process",
         model_id: str | None = None,
     ) -> None:
-        self._url = url.rstrip("/") + path
-        self._headers = {"Content-Type": "application/octet-stream", "Accept": "text/plain"}
-        if model_id is not None:
-            self._headers["X-Model-Id"] = model_id
-        self._session: aiohttp.ClientSession | None = None
-
-    async def __aenter__(self) -> Self:
-        self._session = _open_session()
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        super().__init__(url)
+        self._path, self._model_id = path, model_id
 
     async def process_frame(self, data: bytes) -> bytes:
         """What the server makes of one payload: a frame of a processor, UTF-8 text of Whisper;
         nothing of nothing. Raises ClientError."""
-        if self._session is not None:
-            return await self._process(self._session, data)
-        async with _open_session() as session:
-            return await self._process(session, data)
-
-    async def _process(self, session: aiohttp.ClientSession, data: bytes) -> bytes:
-        try:
-            body = io.BytesIO(data)  # aiohttp warns of large bytes as they are
-            async with session.post(self._url, data=body, headers=self._headers) as response:
-                if response.status >= 400:
-                    raise await _error_of(response)
-                return await response.read()
-        except aiohttp.ClientError as error:
-            raise ClientError(f"POST {self._url}: {str(error) or type(error).__name__}") from error
+        if self._session is None:  # not this client's own, since calls may go on side by side
+            async with ProcessorClient(self._url, self._path, self._model_id) as client:
+                return await client.process_frame(data)
+        headers = {"Content-Type": "application/octet-stream", "Accept": "text/plain"}
+        if self._model_id is not None:
+            headers["X-Model-Id"] = self._model_id
+        body = io.BytesIO(data)  # aiohttp warns of large bytes as they are
+        async with self._request("POST", self._path, data=body, headers=headers) as response:
+            return await response.read()
 
 
 TrickleClient = ProcessorClient
 """Its name in Livepeer's BYOC tutorial, though it speaks no trickle."""
 
 
-class LiveClient:
-    """One connection pool to one server; use it as an async context manager.
-
-    There are no total time-outs: a stream may last for days.
-    """
-
-    def __init__(self, url: str = "http://127.0.0.1:8000") -> None:
-        self._url = url.rstrip("/")
-        self._session: aiohttp.ClientSession | None = None
-
-    async def __aenter__(self) -> Self:
-        self._session = _open_session()
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+class LiveClient(_Client):
+    """Audio of live jobs in, their output back; use it as an async context manager."""
 
     async def transcribe(
         self,
@@ -164,28 +168,6 @@ class LiveClient:
     async def _receive(self, job_id: str, output: Format, receive: Callable[[str], None]) -> None:
         async for text in self.output(job_id, output):
             receive(text)
-
-    @asynccontextmanager
-    async def _request(
-        self, method: str, path: str, **arguments: Any
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One request whose failures, also while its answer is read, are ClientError."""
-        if self._session is None:
-            raise ClientError("the client is not open, expected it in an `async with`")
-        try:
-            async with self._session.request(method, self._url + path, **arguments) as response:
-                if response.status >= 400:
-                    raise await _error_of(response)
-                yield response
-        except aiohttp.ClientError as error:
-            problem = str(error) or type(error).__name__
-            raise ClientError(f"{method} {self._url}{path}: {problem}") from error
-
-
-def _open_session() -> aiohttp.ClientSession:
-    timeout = aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS)
-    # A stream holds two connections while it lasts; aiohttp's limit of 100 would let others wait.
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
 
 
 async def _error_of(response: aiohttp.ClientResponse) -> ClientError:

@@ -15,6 +15,7 @@ from whisper_byoc.jobs.options import JobOptions, ProcessorOptions
 from whisper_byoc.orchestrator.messages import (
     KEEPALIVE_LINE,
     Account,
+    JobReport,
     StartRequest,
     StreamState,
     data_line,
@@ -233,23 +234,27 @@ def test_a_job_is_told_the_options_it_knows() -> None:
 
 ACCOUNT = Account(
     start_time=1_700_000_000.0,
-    now=1_700_000_100.0,
     pipeline="byoc",
     last_input_time=1_700_000_099.0,
-    last_output_time=None,
-    last_params_time=None,
-    params={"language": "en"},
-    problem=None,
-    problem_time=None,
-    failed=False,
-    counters={"audio_seconds": 50.0, "lag_seconds": 1.0, "decode_seconds": 5.0, "words": 7},
     segments_received=50,
     segments_skipped=3,
-    segments_dropped=2,
-    segments_left_out=1,
     segments_relayed=48,
     segments_not_relayed=2,
 )
+JOB = JobReport(
+    params={"language": "en"},
+    counters={"audio_seconds": 50.0, "lag_seconds": 1.0, "decode_seconds": 5.0, "words": 7},
+    failed=False,
+    segments_dropped=2,
+    segments_left_out=1,
+)
+NOW = 1_700_000_100.0
+
+
+def status(**changes: Any) -> dict[str, Any]:
+    """The status event with other values for some fields of the account, or of the job."""
+    of_job = {name: changes.pop(name) for name in JobReport.__slots__ if name in changes}
+    return status_event(replace(ACCOUNT, **changes), replace(JOB, **of_job), NOW)
 
 
 @pytest.mark.parametrize(
@@ -280,12 +285,19 @@ ACCOUNT = Account(
     ],
 )
 def test_the_state_is(changes: dict[str, Any], state: StreamState) -> None:
-    assert replace(ACCOUNT, **changes).state is state
+    assert status(**changes)["state"] is state
+
+
+def test_a_problem_keeps_the_time_when_it_was_first_seen() -> None:
+    account = Account(start_time=0.0, pipeline="byoc")
+    for problem, now in (("no audio", 1.0), ("no audio", 2.0), ("too long", 3.0)):
+        account.note_problem(problem, now)
+        assert account.problem == problem
+        assert account.problem_time == (3.0 if problem == "too long" else 1.0)
 
 
 def test_a_status_tells_it_all() -> None:
-    failed = replace(ACCOUNT, problem="out of memory", problem_time=1_700_000_050.0)
-    assert status_event(failed) == {
+    assert status(problem="out of memory", problem_time=1_700_000_050.0) == {
         "type": "status",
         "pipeline": "byoc",
         "state": "ONLINE",
@@ -304,7 +316,7 @@ def test_a_status_tells_it_all() -> None:
             "fps": 0.0,
             "last_params_update_time": None,
             "last_params": {"language": "en"},
-            "last_params_hash": status_event(ACCOUNT)["inference_status"]["last_params_hash"],
+            "last_params_hash": status()["inference_status"]["last_params_hash"],
             "last_error_time": 1_700_000_050_000,
             "last_error": "out of memory",
             "last_restart_time": None,
@@ -322,29 +334,27 @@ def test_a_status_tells_it_all() -> None:
 
 
 def test_before_any_audio_there_is_no_real_time_factor() -> None:
-    assert status_event(replace(ACCOUNT, counters={}))["rtf"] is None
-    assert status_event(replace(ACCOUNT, counters={"audio_seconds": 0.0}))["rtf"] is None
+    assert status(counters={})["rtf"] is None
+    assert status(counters={"audio_seconds": 0.0})["rtf"] is None
 
 
 def test_the_hash_tells_params_apart_whatever_their_order() -> None:
     def digest(**params: Any) -> str:
-        status = status_event(replace(ACCOUNT, params=params))
-        return str(status["inference_status"]["last_params_hash"])
+        return str(status(params=params)["inference_status"]["last_params_hash"])
 
     assert digest(a=1, b=2) == digest(b=2, a=1) != digest(a=1, b=3)
 
 
 @given(st.dictionaries(TEXT, JSON, max_size=3))
 def test_an_event_is_one_json_object_in_its_wrapping(params: dict[str, Any]) -> None:
-    event = status_event(replace(ACCOUNT, params=params))
-    message = json.loads(wrapped(event, "queue"))
+    message = json.loads(wrapped(status(params=params), "queue"))
     assert message.keys() == {"event", "queue_event_type"}
     assert message["queue_event_type"] == "queue"
     assert message["event"]["inference_status"]["last_params"] == params
 
 
 def test_a_heartbeat_names_the_urls() -> None:
-    event = heartbeat_event(ACCOUNT, {"subscribe": "http://orch/s", "publish": None})
+    event = heartbeat_event({"subscribe": "http://orch/s", "publish": None}, NOW)
     assert event["type"] == "heartbeat"
     assert event["timestamp"] == 1_700_000_100_000
     assert event["urls"] == {"subscribe": "http://orch/s", "publish": None}

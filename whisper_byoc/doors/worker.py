@@ -11,7 +11,7 @@ from whisper_byoc.doors.errors import error_document, error_response
 from whisper_byoc.doors.requests import check_token, read_body, service_of
 from whisper_byoc.errors import ServiceError
 from whisper_byoc.jobs.control import parse_object
-from whisper_byoc.orchestrator.messages import parse_start, status_event
+from whisper_byoc.orchestrator.messages import parse_start
 from whisper_byoc.service import Health, Service
 
 STREAM_HEADER = "X-Stream-Id"
@@ -79,7 +79,7 @@ async def status(request: Request, service: Service) -> Response:
     """PyTrickle's keys, and every stream's status document."""
     sessions = service.sessions.running if _has_begun(service) else ()
     streams = [
-        {"stream_id": it.request.stream_id, "job_id": it.job.job_id, **status_event(it.account())}
+        {"stream_id": it.request.stream_id, "job_id": it.job.job_id, **it.status()}
         for it in sessions
     ]
     first = sessions[0].request if sessions else None

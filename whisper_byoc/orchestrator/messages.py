@@ -119,64 +119,80 @@ class StreamState(StrEnum):
     ERROR = "ERROR"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Account:
-    """All that is known of a stream at one moment; times in s since the epoch, None for never."""
+    """What a session notes and counts of its stream; times in s since the epoch, None for never."""
 
     start_time: float
-    now: float
     pipeline: str
-    last_input_time: float | None
-    last_output_time: float | None
-    last_params_time: float | None
+    last_input_time: float | None = None
+    last_output_time: float | None = None
+    last_params_time: float | None = None
+    problem: str | None = None
+    problem_time: float | None = None
+    segments_received: int = 0
+    segments_skipped: int = 0
+    """Gone from their channel before they were asked for."""
+    segments_relayed: int = 0
+    segments_not_relayed: int = 0
+
+    def note_problem(self, problem: str, now: float) -> None:
+        """Remember the latest problem, and since when it is there."""
+        if problem != self.problem:
+            self.problem, self.problem_time = problem, now
+
+
+@dataclass(frozen=True, slots=True)
+class JobReport:
+    """What a stream's status tells of its job at one moment."""
+
     params: Mapping[str, Any]
-    problem: str | None
-    problem_time: float | None
-    failed: bool
+    """The options that were given."""
     counters: Mapping[str, Any]
-    segments_received: int
-    segments_skipped: int
+    failed: bool
     segments_dropped: int
+    """Given up before the job took them, which was too slow."""
     segments_left_out: int
-    segments_relayed: int
-    segments_not_relayed: int
-
-    @property
-    def state(self) -> StreamState:
-        if self.failed:
-            return StreamState.ERROR
-        if self.last_input_time is None:
-            return StreamState.OFFLINE
-        without_audio = not self.counters.get("audio_seconds") and self.problem is not None
-        if without_audio or self.now - self.last_input_time > _QUIET_SECONDS:
-            return StreamState.DEGRADED_INPUT
-        if self.counters.get("lag_seconds", 0.0) > _LAG_SECONDS:
-            return StreamState.DEGRADED_INFERENCE
-        return StreamState.ONLINE
+    """Taken by the job, which could not use them."""
 
 
-def status_event(account: Account) -> dict[str, Any]:
-    """What a gateway answers to `GET /process/stream/{id}/status`, whole."""
+def stream_state(account: Account, job: JobReport, now: float) -> StreamState:
+    """now: s since the epoch."""
+    if job.failed:
+        return StreamState.ERROR
+    if account.last_input_time is None:
+        return StreamState.OFFLINE
+    without_audio = not job.counters.get("audio_seconds") and account.problem is not None
+    if without_audio or now - account.last_input_time > _QUIET_SECONDS:
+        return StreamState.DEGRADED_INPUT
+    if job.counters.get("lag_seconds", 0.0) > _LAG_SECONDS:
+        return StreamState.DEGRADED_INFERENCE
+    return StreamState.ONLINE
+
+
+def status_event(account: Account, job: JobReport, now: float) -> dict[str, Any]:
+    """The answer of a gateway to `GET /process/stream/{id}/status`, which passes this event on as
+    it is. now: s since the epoch."""
     return {
         "type": "status",
         "pipeline": account.pipeline,
-        "state": account.state,
+        "state": stream_state(account, job, now),
         "start_time": _ms(account.start_time),
-        "last_state_update_time": _ms(account.now),
+        "last_state_update_time": _ms(now),
         "input_status": {
             "last_input_time": _ms(account.last_input_time),
             "fps": 0.0,
             "segments_received": account.segments_received,
             "segments_skipped": account.segments_skipped,
-            "segments_dropped": account.segments_dropped,
-            "segments_left_out": account.segments_left_out,
+            "segments_dropped": job.segments_dropped,
+            "segments_left_out": job.segments_left_out,
         },
         "inference_status": {
             "last_output_time": _ms(account.last_output_time),
             "fps": 0.0,
             "last_params_update_time": _ms(account.last_params_time),
-            "last_params": dict(account.params),
-            "last_params_hash": _digest(account.params),
+            "last_params": dict(job.params),
+            "last_params_hash": _digest(job.params),
             "last_error_time": _ms(account.problem_time),
             "last_error": account.problem,
             "last_restart_time": None,
@@ -185,8 +201,8 @@ def status_event(account: Account) -> dict[str, Any]:
         },
         "segments_relayed": account.segments_relayed,
         "segments_not_relayed": account.segments_not_relayed,
-        **account.counters,
-        "rtf": _rtf(account.counters),
+        **job.counters,
+        "rtf": _rtf(job.counters),
     }
 
 
@@ -228,9 +244,9 @@ def _written(event: transcript.Event, *, words: bool = True) -> bytes:
     return transcript.event_line(event, words=words).encode() + b"\n"
 
 
-def heartbeat_event(account: Account, urls: Mapping[str, str | None]) -> dict[str, Any]:
-    """PyTrickle's."""
-    return {"type": "heartbeat", "timestamp": _ms(account.now), "urls": dict(urls), "fps": {}}
+def heartbeat_event(urls: Mapping[str, str | None], now: float) -> dict[str, Any]:
+    """As PyTrickle sends it. now: s since the epoch."""
+    return {"type": "heartbeat", "timestamp": _ms(now), "urls": dict(urls), "fps": {}}
 
 
 def wrapped(event: Mapping[str, Any], queue: str) -> bytes:

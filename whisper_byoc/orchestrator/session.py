@@ -72,7 +72,6 @@ class Session:
         self._options = ClientOptions(
             settings.worker.retry_seconds, verify_tls=settings.orchestrator.verify_tls
         )
-        self._pipeline = settings.capability.pipeline
         self._audio_format = audio_format
         self._metrics = metrics
         self._reason = EndReason.STOPPED
@@ -82,14 +81,8 @@ class Session:
         self._to_job = LocalReader(self._input)
         self._events: deque[bytes] = deque(maxlen=_MAX_WAITING_EVENTS)
         self._event_came = asyncio.Event()
-        self._started = time.time()
         self._activity = Activity()
-        self._last_input: float | None = None
-        self._last_output: float | None = None
-        self._last_params: float | None = None
-        self._problem: tuple[str, float] | None = None
-        self._num_received = self._num_skipped = 0
-        self._num_relayed = self._num_not_relayed = 0
+        self._account = messages.Account(time.time(), settings.capability.pipeline)
         self._logger = JobLog(logger, {"job": job.job_id})
 
     async def stop(self, reason: EndReason) -> None:
@@ -102,38 +95,26 @@ class Session:
         """Other values for some options. Raises RequestError; the stream goes on."""
         self._jobs.change(self.job, messages.known_options(self.job.options, values))
         self._activity.note()
-        self._last_params = time.time()
+        self._account.last_params_time = time.time()
         self._tell({"type": "params_updated", "params": self._params()}, _EVENTS)
 
     def _params(self) -> dict[str, Any]:
         """The options that were given, without what is none: clients may send megabytes of it."""
         return self.job.options.model_dump(mode="json", exclude_unset=True)
 
-    def account(self) -> messages.Account:
-        """What is known of the stream now."""
-        problem = self.job.failure or self.job.problem
-        if problem is not None and (self._problem is None or self._problem[0] != str(problem)):
-            self._problem = (str(problem), time.time())
-        text, when = self._problem or (None, None)
-        return messages.Account(
-            start_time=self._started,
-            now=time.time(),
-            pipeline=self._pipeline,
-            last_input_time=self._last_input,
-            last_output_time=self._last_output,
-            last_params_time=self._last_params,
+    def status(self) -> dict[str, Any]:
+        """What is known of the stream now, as its status event."""
+        job, now = self.job, time.time()
+        if problem := job.failure or job.problem:
+            self._account.note_problem(str(problem), now)
+        report = messages.JobReport(
             params=self._params(),
-            problem=text,
-            problem_time=when,
-            failed=self.job.failure is not None,
-            counters=self.job.counters(),
-            segments_received=self._num_received,
-            segments_skipped=self._num_skipped,
+            counters=job.counters(),
+            failed=job.failure is not None,
             segments_dropped=self._to_job.num_skipped,
-            segments_left_out=self.job.num_problems,
-            segments_relayed=self._num_relayed,
-            segments_not_relayed=self._num_not_relayed,
+            segments_left_out=job.num_problems,
         )
+        return messages.status_event(self._account, report, now)
 
     async def run(self) -> None:
         """Serve the stream to its end. Cancelling it ends the stream without a flush."""
@@ -141,18 +122,15 @@ class Session:
         self._tell({"type": "runner_receive_stream_request"}, _TRACE)
         try:
             async with open_session(self._options) as http, asyncio.TaskGroup() as group:
-                telling = group.create_task(self._guard(self._tell_events, http))
-                listening = [
-                    group.create_task(self._guard(part, http))
-                    for part in (self._read_input, self._read_control)
-                ]
-                watching = group.create_task(self._watch())
-                working = [
-                    group.create_task(self._guard(part, http))
-                    for part in (self._feed, self._relay, self._write_output)
-                ]
+
+                def begin(*parts: Part) -> list[asyncio.Task[None]]:
+                    return [group.create_task(self._guard(part, http)) for part in parts]
+
+                telling = begin(self._tell_events)
+                listening = begin(self._read_input, self._read_control, self._watch)
+                working = begin(self._feed, self._relay, self._write_output)
                 await self.stopping.wait()
-                for task in (*listening, watching):
+                for task in listening:
                     task.cancel()
                 self._input.finish()
                 try:
@@ -160,22 +138,23 @@ class Session:
                         await asyncio.wait(working)
                         self._flushed = True
                         self._tell({"type": "stream_stopped", "reason": self._reason}, _EVENTS)
-                        await telling
+                        await asyncio.wait(telling)
                         await asyncio.sleep(_SETTLE_SECONDS)
                 except TimeoutError:
                     self._logger.warning("not flushed within %.1f s", self._settings.stop_seconds)
                 finally:
-                    for task in (telling, *working):
+                    for task in (*telling, *working):
                         task.cancel()
         finally:
             self._done.set()
+            self._metrics.segments_dropped.inc(self._to_job.num_skipped)
             self._logger.info(
                 "stream ended, reason %s, %d segments, %d skipped, %d dropped, %d relayed",
                 self._reason,
-                self._num_received,
-                self._num_skipped,
+                self._account.segments_received,
+                self._account.segments_skipped,
                 self._to_job.num_skipped,
-                self._num_relayed,
+                self._account.segments_relayed,
             )
 
     def _end(self, reason: EndReason) -> None:
@@ -194,7 +173,7 @@ class Session:
             self._logger.info("%s", ended)
         except ServiceError as error:
             self._logger.warning("%s", error)
-            self._problem = (str(error), time.time())
+            self._account.note_problem(str(error), time.time())
             lost = isinstance(error, TrickleError)
             reason = EndReason.DISCONNECTED if lost else EndReason.ERROR
         self._end(reason)
@@ -210,14 +189,17 @@ class Session:
         if self.request.subscribe_url is None:
             await asyncio.Event().wait()  # until the stream is stopped
             return
+        account = self._account
         async with Subscriber(self.request.subscribe_url, http, self._options) as subscriber:
             async for segment in subscriber:
-                self._num_received += 1
+                account.segments_received += 1
                 self._metrics.segments_received.inc()
-                if self._num_received == 1:
+                if account.segments_received == 1:
                     self._tell({"type": "runner_receive_first_ingest_segment"}, _TRACE)
-                self._metrics.segments_skipped.inc(subscriber.num_skipped - self._num_skipped)
-                self._num_skipped = subscriber.num_skipped
+                self._metrics.segments_skipped.inc(
+                    subscriber.num_skipped - account.segments_skipped
+                )
+                account.segments_skipped = subscriber.num_skipped
                 await self._keep(segment.chunks())
 
     async def _keep(self, chunks: AsyncIterator[bytes]) -> None:
@@ -225,7 +207,7 @@ class Session:
         self._input.receive_first_byte(kept, time.monotonic())
         try:
             async for chunk in chunks:
-                self._last_input = time.time()
+                self._account.last_input_time = time.time()
                 self._activity.note()
                 if len(kept) + len(chunk) > self._settings.max_segment_bytes:
                     self._input.end(kept)
@@ -253,8 +235,8 @@ class Session:
         try:
             async for chunks in reader:
                 await publisher.publish(b"".join([chunk async for chunk in chunks]))
-                self._num_relayed += 1
-                self._num_not_relayed = reader.num_skipped
+                self._account.segments_relayed += 1
+                self._account.segments_not_relayed = reader.num_skipped
         except TrickleError as error:  # the words go on without the picture
             self._logger.warning("relay: %s", error)
             reader.close()
@@ -279,9 +261,9 @@ class Session:
             if isinstance(event, Failure):
                 self._tell({"type": "error", "error": event.message}, _EVENTS)
             if event is not None:
-                if self._last_output is None:
+                if self._account.last_output_time is None:
                     self._tell({"type": "runner_send_first_processed_segment"}, _TRACE)
-                self._last_output = time.time()
+                self._account.last_output_time = time.time()
 
     async def _events_of_job(self, idle_seconds: float) -> AsyncIterator[Event | None]:
         """None after each idle time. A channel that is slower than the job keeps what it can."""
@@ -308,12 +290,10 @@ class Session:
         while True:
             self._event_came.clear()  # first, so that nothing from here on is missed
             last = self._flushed
-            account = self.account()
             urls = {"subscribe": self.request.subscribe_url, "publish": self.request.publish_url}
-            await _publish(
-                publisher, messages.wrapped(messages.heartbeat_event(account, urls), _HEARTBEATS)
-            )
-            await _publish(publisher, messages.wrapped(messages.status_event(account), _STATUS))
+            heartbeat = messages.heartbeat_event(urls, time.time())
+            await _publish(publisher, messages.wrapped(heartbeat, _HEARTBEATS))
+            await _publish(publisher, messages.wrapped(self.status(), _STATUS))
             while self._events:
                 await _publish(publisher, self._events.popleft())
             if last:
@@ -351,7 +331,7 @@ class Session:
         if body and (values := messages.parse_update(body)) is not None:
             self.update(values)
 
-    async def _watch(self) -> None:
+    async def _watch(self, http: aiohttp.ClientSession) -> None:
         """A stream that nobody sends to may go on; one that nobody holds any more may not."""
         limit = self._settings.silence_seconds
         await self._activity.until_idle(limit)

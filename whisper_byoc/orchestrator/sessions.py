@@ -115,7 +115,6 @@ class Sessions:
         finally:
             if session.job.state is not JobState.ENDED:
                 await self._jobs.cut_off(session.job.job_id)
-            self._metrics.segments_dropped.inc(session.account().segments_dropped)
             del self._running[session.request.stream_id], self._tasks[session]
 
     def _open_job(self, request: StartRequest) -> Job:
