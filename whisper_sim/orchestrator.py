@@ -236,7 +236,7 @@ class Stream:
         if channel is None:  # swept
             return
         segment = channel.begin(-1)
-        channel.receive_first_byte(segment, self._loop.time())
+        channel.receive_first_byte(segment)
         channel.write(segment, message)
         channel.end(segment)
 

@@ -41,7 +41,26 @@ class Refused(Exception):
 Hook = Callable[[str], None]
 
 
-async def answer_get(request: Request, channel: LocalChannel, asked: int) -> Response:
+class ServedChannel(LocalChannel):
+    """As an orchestrator keeps one: with the media type that its readers are told, and with when
+    it was last written to. clock: in s, from any beginning."""
+
+    def __init__(self, mime: str, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self.mime = mime
+        self._clock = clock
+        self._write_time = clock()
+
+    def receive_first_byte(self, segment: Segment) -> None:
+        super().receive_first_byte(segment)
+        self._write_time = self._clock()
+
+    def is_idle(self, seconds: float) -> bool:
+        """Whether no segment has begun for so long; one that is still written does not count."""
+        return self._clock() - self._write_time > seconds
+
+
+async def answer_get(request: Request, channel: ServedChannel, asked: int) -> Response:
     """One segment, as it is and as it grows; nothing is sent before its first byte."""
     latest = channel.next_write
     segment = channel.find(asked)
@@ -81,7 +100,7 @@ class TrickleServer:
         before_create: Hook | None = None,
         before_delete: Hook | None = None,
     ) -> None:
-        self.channels: dict[str, LocalChannel] = {}
+        self.channels: dict[str, ServedChannel] = {}
         self._autocreate = autocreate
         self._idle_seconds, self._sweep_seconds = idle_seconds, sweep_seconds
         self._before_create, self._before_delete = before_create, before_delete
@@ -94,10 +113,10 @@ class TrickleServer:
             Route("/{name}", self._channel, methods=["POST", "DELETE"]),
         ]
 
-    def create(self, name: str, mime: str) -> LocalChannel:
+    def create(self, name: str, mime: str) -> ServedChannel:
         """The channel of this name, made when there is none; no hook is asked."""
-        now = asyncio.get_running_loop().time()
-        return self.channels.setdefault(name, LocalChannel(mime, now))
+        clock = asyncio.get_running_loop().time
+        return self.channels.setdefault(name, ServedChannel(mime, clock))
 
     def delete(self, name: str) -> bool:
         """Close and forget a channel; False where there is none. No hook is asked."""
@@ -121,9 +140,8 @@ class TrickleServer:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(self._sweep_seconds)
-            now = asyncio.get_running_loop().time()
             for name, channel in list(self.channels.items()):
-                if not name.startswith("_") and channel.is_idle(now, self._idle_seconds):
+                if not name.startswith("_") and channel.is_idle(self._idle_seconds):
                     self.delete(name)
 
     async def _channel(self, request: Request) -> Response:

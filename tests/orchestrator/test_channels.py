@@ -204,7 +204,7 @@ async def test_case_037_reading_begins_with_what_is_there() -> None:
 
 def publish(channel: Any, seq: int, data: bytes) -> None:
     begun = channel.begin(seq)
-    channel.receive_first_byte(begun, 0.0)
+    channel.receive_first_byte(begun)
     channel.write(begun, data)
     channel.end(begun)
 

@@ -10,10 +10,10 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 from whisper_byoc.trickle.channel import NEWEST, NEXT, NUM_SLOTS, Channel, Segment
 
 
-def publish(channel: Channel, asked: int, data: bytes = b"x", now: float = 0.0) -> Segment:
+def publish(channel: Channel, asked: int, data: bytes = b"x") -> Segment:
     """A whole body, as a server takes it."""
     segment = channel.begin(asked)
-    channel.receive_first_byte(segment, now)
+    channel.receive_first_byte(segment)
     channel.write(segment, data)
     channel.end(segment)
     return segment
@@ -21,7 +21,7 @@ def publish(channel: Channel, asked: int, data: bytes = b"x", now: float = 0.0) 
 
 def published(count: int) -> Channel:
     """A channel that has taken so many segments, each with its number."""
-    channel = Channel("video/MP2T")
+    channel = Channel()
     for seq in range(count):
         publish(channel, seq, b"%d" % seq)
     return channel
@@ -46,14 +46,14 @@ def body(channel: Channel, asked: int) -> bytes | None:
     ],
 )
 def test_on_a_fresh_channel_a_reader_waits_for(asked: int, waits: bool) -> None:
-    found = Channel("").find(asked)
+    found = Channel().find(asked)
     assert (found is not None) == waits
     if found is not None:
         assert (len(found), found.closed) == (0, False)
 
 
 def test_a_reader_of_the_second_is_served_when_the_publisher_comes_to_it() -> None:
-    channel = Channel("")
+    channel = Channel()
     early = channel.find(1)
     publish(channel, 0, b"a")
     assert channel.begin(1) is early
@@ -97,9 +97,9 @@ def test_a_completed_segment_keeps_its_bytes_and_takes_no_others() -> None:
 
 
 def test_an_open_segment_goes_on_where_it_broke_off() -> None:
-    channel = Channel("")
+    channel = Channel()
     broken = channel.begin(0)
-    channel.receive_first_byte(broken, 0.0)
+    channel.receive_first_byte(broken)
     channel.write(broken, b"hello")
     publish(channel, 0, b"-resumed")
     assert body(channel, 0) == b"hello-resumed"
@@ -118,16 +118,16 @@ def test_the_next_is_where_the_live_edge_is() -> None:
     assert publish(channel, NEXT).seq == 4
     assert channel.resolve(NEXT) == 5
     assert channel.resolve(NEWEST) == 4
-    assert Channel("").resolve(NEWEST) == 0
+    assert Channel().resolve(NEWEST) == 0
 
 
 # What ends a segment
 
 
 def test_a_preconnected_publisher_pushes_the_fifth_last_out() -> None:
-    channel = Channel("")
+    channel = Channel()
     oldest = channel.begin(0)
-    channel.receive_first_byte(oldest, 0.0)
+    channel.receive_first_byte(oldest)
     channel.write(oldest, b"never ended")
     for seq in range(1, NUM_SLOTS):
         publish(channel, seq)
@@ -138,9 +138,9 @@ def test_a_preconnected_publisher_pushes_the_fifth_last_out() -> None:
 
 
 def test_a_publisher_that_begins_anew_frees_who_waits_below_it_only() -> None:
-    channel = Channel("")
+    channel = Channel()
     opened = [channel.begin(seq) for seq in range(3)]
-    channel.receive_first_byte(opened[0], 0.0)
+    channel.receive_first_byte(opened[0])
     channel.write(opened[0], b"Hello")
     channel.reset(1)
     assert [segment.closed for segment in opened] == [True, False, False]
@@ -148,7 +148,7 @@ def test_a_publisher_that_begins_anew_frees_who_waits_below_it_only() -> None:
 
 
 def test_deleting_a_segment_ends_it() -> None:
-    channel = Channel("")
+    channel = Channel()
     segment = channel.begin(0)
     assert channel.delete(0)
     assert segment.closed
@@ -165,26 +165,11 @@ def test_closing_ends_every_segment_and_keeps_nothing() -> None:
     assert channel.first_from(0) is None
 
 
-@pytest.mark.parametrize(
-    ("now", "idle"),
-    [
-        pytest.param(10.0, False, id="at the limit it is not"),
-        pytest.param(10.5, True, id="behind it is"),
-    ],
-)
-def test_a_channel_is_idle_from_the_first_byte_of_its_last_segment(now: float, idle: bool) -> None:
-    channel = Channel("", now=-100.0)
-    segment = channel.begin(0)
-    channel.receive_first_byte(segment, 5.0)
-    channel.write(segment, b"on and on")
-    assert channel.is_idle(now, 5.0) == idle
-
-
 # What is kept
 
 
 def test_forgetting_leaves_open_segments_and_those_ahead() -> None:
-    channel = Channel("")
+    channel = Channel()
     for seq in range(2):
         publish(channel, seq)
     opened = channel.begin(2)
@@ -195,7 +180,7 @@ def test_forgetting_leaves_open_segments_and_those_ahead() -> None:
 
 
 def test_the_oldest_give_way_when_there_are_too_many_bytes() -> None:
-    channel = Channel("", num_slots=100, max_bytes=10)
+    channel = Channel(num_slots=100, max_bytes=10)
     for seq in range(6):
         publish(channel, seq, b"abc")
     oldest = channel.first_from(0)
@@ -205,7 +190,7 @@ def test_the_oldest_give_way_when_there_are_too_many_bytes() -> None:
 
 
 def test_a_segment_longer_than_all_that_may_wait_keeps_its_beginning() -> None:
-    channel = Channel("", num_slots=100, max_bytes=4)
+    channel = Channel(num_slots=100, max_bytes=4)
     publish(channel, 0, b"ab")
     assert publish(channel, 1, b"abcdefgh").read() == b"abcdefgh"
     assert channel.find(0) is None
@@ -220,9 +205,7 @@ class Model(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.changes = 0
-        self.channel = Channel(
-            "", num_slots=self.slots, max_bytes=self.max_bytes, notify=self._notify
-        )
+        self.channel = Channel(num_slots=self.slots, max_bytes=self.max_bytes, notify=self._notify)
         self.seen: dict[int, tuple[Segment, bytearray]] = {}
         self.largest = 0
 
@@ -240,9 +223,9 @@ class Model(RuleBasedStateMachine):
     def begin(self, asked: int) -> Segment:
         return self._watched(self.channel.begin(asked))
 
-    @rule(segment=segments, now=st.floats(0, 100))
-    def receive_first_byte(self, segment: Segment, now: float) -> None:
-        self.channel.receive_first_byte(segment, now)
+    @rule(segment=segments)
+    def receive_first_byte(self, segment: Segment) -> None:
+        self.channel.receive_first_byte(segment)
         assert self.channel.next_write == segment.seq + 1
 
     @rule(segment=segments, data=st.binary(max_size=6))
@@ -321,7 +304,7 @@ TestBoundedByBytes.settings = settings(max_examples=60)
 
 @given(st.lists(st.integers(0, 30), min_size=1))
 def test_what_is_read_in_order_never_goes_back(seqs: list[int]) -> None:
-    channel = Channel("")
+    channel = Channel()
     position = 0
     for seq in seqs:
         publish(channel, seq)
@@ -334,7 +317,7 @@ def test_what_is_read_in_order_never_goes_back(seqs: list[int]) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(lambda it: it.receive_first_byte(it.begin(1), 0.0), id="a body begins"),
+        pytest.param(lambda it: it.receive_first_byte(it.begin(1)), id="a body begins"),
         pytest.param(lambda it: it.write(it.begin(1), b"x"), id="bytes come"),
         pytest.param(lambda it: it.end(it.begin(1)), id="a body ends"),
         pytest.param(lambda it: it.reset(9), id="the publisher begins anew"),
@@ -346,7 +329,7 @@ def test_what_is_read_in_order_never_goes_back(seqs: list[int]) -> None:
 )
 def test_readers_are_woken_when(change: Callable[[Channel], object]) -> None:
     told: list[bool] = []
-    channel = Channel("", notify=lambda: told.append(True))
+    channel = Channel(notify=lambda: told.append(True))
     publish(channel, 0)
     told.clear()
     change(channel)

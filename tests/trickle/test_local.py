@@ -21,7 +21,7 @@ async def limit() -> AsyncIterator[None]:
 
 def publish(channel: LocalChannel, seq: int, *pieces: bytes) -> None:
     segment = channel.begin(seq)
-    channel.receive_first_byte(segment, 0.0)
+    channel.receive_first_byte(segment)
     for piece in pieces:
         channel.write(segment, piece)
     channel.end(segment)
@@ -42,7 +42,7 @@ async def settle() -> None:
 
 
 async def test_segments_come_in_order_and_whole() -> None:
-    channel = LocalChannel("")
+    channel = LocalChannel()
     reader = LocalReader(channel)
     for seq in range(3):
         publish(channel, seq, b"a", b"%d" % seq)
@@ -52,7 +52,7 @@ async def test_segments_come_in_order_and_whole() -> None:
 
 
 async def test_bytes_are_read_as_they_come() -> None:
-    channel = LocalChannel("")
+    channel = LocalChannel()
     reader = LocalReader(channel)
     segment = channel.begin(0)
     chunks = await anext(reader)
@@ -69,7 +69,7 @@ async def test_bytes_are_read_as_they_come() -> None:
 
 
 async def test_a_reader_waits_for_the_next_segment() -> None:
-    channel = LocalChannel("")
+    channel = LocalChannel()
     waiting = asyncio.ensure_future(anext(LocalReader(channel)))
     await settle()
     assert not waiting.done()
@@ -78,7 +78,7 @@ async def test_a_reader_waits_for_the_next_segment() -> None:
 
 
 async def test_giving_up_between_two_segments_loses_nothing() -> None:
-    channel = LocalChannel("")
+    channel = LocalChannel()
     reader = LocalReader(channel)
     waiting = asyncio.ensure_future(anext(reader))
     await settle()
@@ -89,7 +89,7 @@ async def test_giving_up_between_two_segments_loses_nothing() -> None:
 
 
 async def test_what_gave_way_is_counted() -> None:
-    channel = LocalChannel("", num_slots=100, max_bytes=4)
+    channel = LocalChannel(num_slots=100, max_bytes=4)
     reader = LocalReader(channel)
     for seq in range(6):
         publish(channel, seq, b"ab")
@@ -100,7 +100,7 @@ async def test_what_gave_way_is_counted() -> None:
 
 
 async def test_a_segment_that_gives_way_while_it_is_read_ends_where_it_is() -> None:
-    channel = LocalChannel("", num_slots=2)
+    channel = LocalChannel(num_slots=2)
     reader = LocalReader(channel)
     segment = channel.begin(0)
     channel.write(segment, b"begun")
@@ -112,7 +112,7 @@ async def test_a_segment_that_gives_way_while_it_is_read_ends_where_it_is() -> N
 
 
 async def test_what_every_reader_has_left_behind_is_forgotten() -> None:
-    channel = LocalChannel("", num_slots=100)
+    channel = LocalChannel(num_slots=100)
     fast, slow = LocalReader(channel), LocalReader(channel)
     for seq in range(3):
         publish(channel, seq, b"x")
@@ -129,7 +129,7 @@ async def test_what_every_reader_has_left_behind_is_forgotten() -> None:
 
 
 async def test_a_reader_that_is_closed_keeps_nothing() -> None:
-    channel = LocalChannel("", num_slots=100)
+    channel = LocalChannel(num_slots=100)
     reader, other = LocalReader(channel), LocalReader(channel)
     for seq in range(3):
         publish(channel, seq, b"x")
@@ -143,7 +143,7 @@ async def test_a_reader_that_is_closed_keeps_nothing() -> None:
 
 @pytest.mark.parametrize("how", ["finish", "close"])
 async def test_the_end_wakes_who_waits_for_a_segment(how: str) -> None:
-    channel = LocalChannel("")
+    channel = LocalChannel()
     reading = asyncio.ensure_future(everything(LocalReader(channel)))
     await settle()
     getattr(channel, how)()
@@ -152,9 +152,9 @@ async def test_the_end_wakes_who_waits_for_a_segment(how: str) -> None:
 
 @pytest.mark.parametrize("how", ["finish", "close"])
 async def test_the_end_wakes_who_waits_for_bytes(how: str) -> None:
-    channel = LocalChannel("")
+    channel = LocalChannel()
     segment = channel.begin(0)
-    channel.receive_first_byte(segment, 0.0)
+    channel.receive_first_byte(segment)
     reading = asyncio.ensure_future(everything(LocalReader(channel)))
     channel.write(segment, b"begun")
     await settle()
@@ -163,7 +163,7 @@ async def test_the_end_wakes_who_waits_for_bytes(how: str) -> None:
 
 
 async def test_what_is_there_is_read_after_the_last_segment() -> None:
-    channel = LocalChannel("")
+    channel = LocalChannel()
     reader = LocalReader(channel)
     for seq in range(4):
         publish(channel, seq, b"%d" % seq)
@@ -172,7 +172,7 @@ async def test_what_is_there_is_read_after_the_last_segment() -> None:
 
 
 async def test_a_patient_reader_takes_segments_that_overtook_one_another_in_order() -> None:
-    channel = LocalChannel("")
+    channel = LocalChannel()
     reader = LocalReader(channel, patience=TIMEOUT)
     publish(channel, 1, b"1")
     waiting = asyncio.ensure_future(anext(reader))
@@ -185,7 +185,7 @@ async def test_a_patient_reader_takes_segments_that_overtook_one_another_in_orde
 
 
 async def test_patience_ends() -> None:
-    channel = LocalChannel("")
+    channel = LocalChannel()
     reader = LocalReader(channel, patience=0.05)
     publish(channel, 2, b"2")
     assert await whole(await anext(reader)) == b"2"
@@ -194,7 +194,7 @@ async def test_patience_ends() -> None:
 
 @pytest.mark.parametrize("how", ["finish", "close"])
 async def test_patience_ends_with_the_channel(how: str) -> None:
-    channel = LocalChannel("")
+    channel = LocalChannel()
     reader = LocalReader(channel, patience=600)
     publish(channel, 2, b"2")
     waiting = asyncio.ensure_future(everything(reader))
@@ -205,7 +205,7 @@ async def test_patience_ends_with_the_channel(how: str) -> None:
 
 
 async def test_a_publisher_waits_for_a_slot_that_has_been_read() -> None:
-    channel = LocalChannel("", num_slots=2)
+    channel = LocalChannel(num_slots=2)
     reader = LocalReader(channel)
     publish(channel, 0, b"0")
     publish(channel, 1, b"1")
@@ -218,7 +218,7 @@ async def test_a_publisher_waits_for_a_slot_that_has_been_read() -> None:
 
 @pytest.mark.parametrize("how", ["finish", "close"])
 async def test_a_publisher_waits_for_no_slot_of_a_channel_that_is_over(how: str) -> None:
-    channel = LocalChannel("", num_slots=2)
+    channel = LocalChannel(num_slots=2)
     reader = LocalReader(channel)
     channel.begin(1)
     waiting = asyncio.ensure_future(channel.wait_for_slot(5))
@@ -230,7 +230,7 @@ async def test_a_publisher_waits_for_no_slot_of_a_channel_that_is_over(how: str)
 
 
 async def test_a_leap_over_what_nobody_has_begun_takes_readers_along() -> None:
-    channel = LocalChannel("", num_slots=2)
+    channel = LocalChannel(num_slots=2)
     reader = LocalReader(channel)
     async with asyncio.timeout(10):
         await channel.wait_for_slot(57)
@@ -238,7 +238,7 @@ async def test_a_leap_over_what_nobody_has_begun_takes_readers_along() -> None:
 
 
 async def test_a_publisher_waits_for_no_reader_that_is_closed() -> None:
-    channel = LocalChannel("", num_slots=2)
+    channel = LocalChannel(num_slots=2)
     reader = LocalReader(channel)
     channel.begin(1)
     waiting = asyncio.ensure_future(channel.wait_for_slot(5))
@@ -256,7 +256,7 @@ async def test_a_publisher_waits_for_no_reader_that_is_closed() -> None:
 async def test_a_reader_sees_whole_segments_in_order_and_counts_the_rest(
     sizes: list[int], reads: list[bool], max_bytes: int | None
 ) -> None:
-    channel = LocalChannel("", num_slots=8, max_bytes=max_bytes)
+    channel = LocalChannel(num_slots=8, max_bytes=max_bytes)
     reader = LocalReader(channel)
     bodies = [bytes([65 + seq]) * size for seq, size in enumerate(sizes)]
     unpublished = list(enumerate(bodies))

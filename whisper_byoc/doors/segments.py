@@ -43,7 +43,7 @@ async def post_segment(request: Request) -> Response:
         if not (request.headers.get(protocol.RESET) or wanted < channel.read_position - NUM_SLOTS):
             # What is complete takes nothing any more, as in any channel.
             return await trickle.answer_post(
-                request, LocalChannel(""), seq, max_bytes, broken_ends=True
+                request, LocalChannel(), seq, max_bytes, broken_ends=True
             )
         channel.rewind(wanted)  # its publisher has begun anew
     await channel.wait_for_slot(wanted)

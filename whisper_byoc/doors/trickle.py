@@ -48,7 +48,6 @@ async def answer_post(
     """Take one segment while it arrives. Raises BodyTooLarge when it has more than `max_bytes`,
     and ends it there. broken_ends: whether a body that breaks off ends its segment, which otherwise
     stays open for its publisher to come back."""
-    loop = asyncio.get_running_loop()
     segment = channel.begin(asked)
     if request.headers.get(RESET):
         channel.reset(segment.seq)
@@ -58,7 +57,7 @@ async def answer_post(
         first = await _first_chunk(chunks, channel)
         if first is None:
             return Response(headers={CLOSED: TERMINATED, **seq_header, **LAST})
-        channel.receive_first_byte(segment, loop.time())
+        channel.receive_first_byte(segment)
         if not first:
             channel.end(segment)
             return Response(headers={**seq_header, **LAST})

@@ -53,7 +53,7 @@ class Sources:
         job.check_receives()
         if self._group is None:
             raise Draining()
-        channel = LocalChannel("", asyncio.get_running_loop().time())
+        channel = LocalChannel()
         reader = LocalReader(channel, _OVERTAKE_SECONDS)
         self._channels[job.job_id] = channel
         task = self._group.create_task(self._feed(job, reader, audio_format))

@@ -76,7 +76,7 @@ class Session:
         self._metrics = metrics
         self._reason = EndReason.STOPPED
         self._input = LocalChannel(
-            "", num_slots=_MAX_WAITING_SEGMENTS, max_bytes=settings.worker.max_waiting_bytes
+            num_slots=_MAX_WAITING_SEGMENTS, max_bytes=settings.worker.max_waiting_bytes
         )
         self._to_job = LocalReader(self._input)
         self._events: deque[bytes] = deque(maxlen=_MAX_WAITING_EVENTS)
@@ -204,7 +204,7 @@ class Session:
 
     async def _keep(self, chunks: AsyncIterator[bytes]) -> None:
         kept = self._input.begin(self._input.next_write)
-        self._input.receive_first_byte(kept, time.monotonic())
+        self._input.receive_first_byte(kept)
         try:
             async for chunk in chunks:
                 self._account.last_input_time = time.time()
@@ -212,7 +212,7 @@ class Session:
                 if len(kept) + len(chunk) > self._settings.max_segment_bytes:
                     self._input.end(kept)
                     kept = self._input.begin(self._input.next_write)
-                    self._input.receive_first_byte(kept, time.monotonic())
+                    self._input.receive_first_byte(kept)
                 self._input.write(kept, chunk)
         finally:
             self._input.end(kept)

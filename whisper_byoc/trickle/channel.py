@@ -59,17 +59,13 @@ class Channel:
 
     def __init__(
         self,
-        mime: str,
-        now: float = 0.0,
         *,
         num_slots: int = NUM_SLOTS,
         max_bytes: int | None = None,
         notify: Callable[[], None] = _nothing,
     ) -> None:
-        self.mime = mime
         self.closed = False
         self.next_write = 0
-        self.write_time = now
         self._notify = notify
         self.num_slots = num_slots
         self._max_bytes = max_bytes
@@ -82,11 +78,10 @@ class Channel:
         kept = self._kept(seq)
         return kept if kept is not None else self._place(seq)
 
-    def receive_first_byte(self, segment: Segment, now: float) -> None:
+    def receive_first_byte(self, segment: Segment) -> None:
         """A body has begun, or ended without a byte: the live edge is behind it, even if that
         moves it back."""
         self.next_write = segment.seq + 1
-        self.write_time = now
         self._notify()
 
     def write(self, segment: Segment, data: bytes) -> None:
@@ -151,10 +146,6 @@ class Channel:
         self._slots.clear()
         self._num_bytes = 0
         self._notify()
-
-    def is_idle(self, now: float, seconds: float) -> bool:
-        """Whether no segment has begun for so long; one that is still written does not count."""
-        return now - self.write_time > seconds
 
     def _kept(self, seq: int) -> Segment | None:
         segment = self._slots.get(seq % self.num_slots)

@@ -25,20 +25,11 @@ class Changes:
 class LocalChannel(Channel):
     """A channel whose changes can be awaited."""
 
-    def __init__(
-        self,
-        mime: str,
-        now: float = 0.0,
-        *,
-        num_slots: int = NUM_SLOTS,
-        max_bytes: int | None = None,
-    ) -> None:
+    def __init__(self, *, num_slots: int = NUM_SLOTS, max_bytes: int | None = None) -> None:
         self.changes = Changes()
         self.finished = False
         self.readers: list[LocalReader] = []
-        super().__init__(
-            mime, now, num_slots=num_slots, max_bytes=max_bytes, notify=self.changes.notify
-        )
+        super().__init__(num_slots=num_slots, max_bytes=max_bytes, notify=self.changes.notify)
 
     @property
     def over(self) -> bool:
