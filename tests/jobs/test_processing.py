@@ -37,7 +37,10 @@ def frame() -> Frame:
 def serve_processor(
     processor: Processor, settings: Settings | None = None
 ) -> AbstractAsyncContextManager[tuple[str, Service]]:
-    return serve_app(settings=settings, processor=processor)
+    # A stream's gateway begins to read a moment after its start: what it waits for is in the next
+    # status, which by default comes only after 5 s.
+    often = Settings(worker=WorkerSettings(heartbeat_seconds=0.2))
+    return serve_app(settings=settings or often, processor=processor)
 
 
 def tinted(pixels: Frame) -> Frame:
