@@ -115,10 +115,12 @@ async def test_case_109_pcm_in_utf_8_text_out(door: Door, sentence: Samples) -> 
     door.model.answer = lambda _: spoken("größere", "Straße", seconds=seconds)
     status, document = await door.put("j", pcm(sentence))
     assert (status, document["job_id"]) == (200, "j")
+    assert document["bytes"] == len(sentence) * 2
     assert document["audio_seconds"] == pytest.approx(seconds, abs=0.001)
     status, text, headers = await door.ask("GET", "/live/j/output")
     assert (status, text) == (200, "größere Straße\n")
     assert headers["Content-Type"] == "text/plain; charset=utf-8"
+    assert headers["X-Model-Id"] == "scripted"
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "text/event-stream", "application/x-ndjson"])
@@ -177,7 +179,9 @@ async def test_case_111_an_empty_put_changes_nothing(door: Door, sentence: Sampl
 
     for empty in (b"", nothing()):
         status, document = await door.put("j", empty)
-        assert (status, document["bytes"], document["state"]) == (200, 0, None)
+        assert status == 200
+        assert document == {"job_id": "j", "bytes": 0, "audio_seconds": 0.0, "state": None}
+    assert door.service.jobs.num_running == 0
     assert (await door.ask("GET", "/live/j/output"))[0] == 404
     assert (await door.put("j", pcm(sentence)))[0] == 200
     assert (await door.ask("GET", "/live/j/output"))[1] == text_of(sentence)
@@ -223,7 +227,19 @@ async def test_case_114_an_unknown_job_is_not_found(door: Door) -> None:
 @pytest.mark.parametrize("proxied", [False, True], ids=["directly", "behind a proxy"])
 @pytest.mark.parametrize(
     "job",
-    ["..%2f..%2fetc", "..", "a%2fb", "a%20b", "%00", "%c3%a4", "x" * 129, "a;b", "%2e%2e"],
+    [
+        "..%2f..%2fetc",
+        "..",
+        ".",
+        "a%2fb",
+        "a%20b",
+        "%00",
+        "%c3%a4",
+        "ä",
+        "x" * 129,
+        "a;b",
+        "%2e%2e",
+    ],
 )
 async def test_case_114_a_job_id_cannot_leave_its_place(
     runner: Door, job: str, proxied: bool
@@ -239,10 +255,10 @@ async def test_case_114_a_job_id_cannot_leave_its_place(
 
     if proxied:
         async with behind_proxy(runner) as door:
-            found = await statuses(door.url)
+            # A proxy may fold dots, and then it is another path that is asked for.
+            assert set(await statuses(door.url)) <= {400, 404}
     else:
-        found = await statuses(runner.url)
-    assert set(found) <= {400, 404}
+        assert await statuses(runner.url) == [400, 400, 400]
     assert runner.service.jobs.num_running == 0
 
 

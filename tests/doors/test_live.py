@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.conftest import MODELS, Speak, pcm, serve_app
-from tests.scripted import ScriptedModel, scripted_engine, spoken, whole_seconds
+from tests.scripted import ScriptedModel, scripted_engine, whole_seconds
 from whisper_byoc.decode import DecodeRequest, Hypothesis
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.jobs.options import JobOptions
@@ -120,116 +120,6 @@ def silence(seconds: float) -> NDArray[np.float32]:
 async def pieces(audio: bytes, size: int) -> AsyncIterator[bytes]:
     for start in range(0, len(audio), size):
         yield audio[start : start + size]
-
-
-async def test_case_109_pcm_in_text_out(door: Door, sentence: NDArray[np.float32]) -> None:
-    status, document = await door.put("j", pcm(sentence))
-    assert status == 200
-    assert document["job_id"] == "j"
-    assert document["bytes"] == len(sentence) * 2
-    assert document["audio_seconds"] == pytest.approx(len(sentence) / 16_000, abs=0.001)
-    status, text, headers = await door.ask("GET", "/live/j/output")
-    assert (status, text) == (200, "w0 w1 w2\n" if len(sentence) >= 48_000 else "w0 w1\n")
-    assert headers["Content-Type"] == "text/plain; charset=utf-8"
-    assert headers["X-Model-Id"] == "scripted"
-
-
-async def test_the_text_is_utf_8(sentence: NDArray[np.float32]) -> None:
-    seconds = len(sentence) / 16_000
-    model = ScriptedModel(lambda _: spoken("größere", "Straße", seconds=seconds))
-    async with open_door(model=model) as door:
-        await door.put("j", pcm(sentence))
-        assert (await door.ask("GET", "/live/j/output"))[1] == "größere Straße\n"
-
-
-async def test_case_110_output_begins_before_the_input_ends(
-    door: Door, sentence: NDArray[np.float32]
-) -> None:
-    sent_all = asyncio.Event()
-    read_some = asyncio.Event()
-
-    async def body() -> AsyncIterator[bytes]:
-        async for piece in pieces(pcm(np.concatenate([sentence, silence(1.5)])), 3200):
-            yield piece
-        await read_some.wait()
-        sent_all.set()
-        yield pcm(sentence)
-
-    async def read() -> str:
-        text = b""
-        async with (
-            aiohttp.ClientSession() as session,
-            session.get(door.url + "/live/j/output") as answer,
-        ):
-            async for piece in answer.content.iter_any():
-                assert sent_all.is_set() or not read_some.is_set()
-                read_some.set()
-                text += piece
-        return text.decode()
-
-    async with asyncio.TaskGroup() as group:
-        reading = group.create_task(read())
-        await door.put("j", body())
-    assert len(reading.result().splitlines()) == 2
-
-
-async def test_case_111_an_empty_body_is_a_keepalive(
-    door: Door, sentence: NDArray[np.float32]
-) -> None:
-    for _ in range(2):
-        status, document = await door.put("j", b"")
-        assert status == 200
-        assert document == {"job_id": "j", "bytes": 0, "audio_seconds": 0.0, "state": None}
-    assert door.service.jobs.num_running == 0
-    assert (await door.put("j", pcm(sentence)))[0] == 200
-    _, text, _ = await door.ask("GET", "/live/j/output")
-    assert text.startswith("w0")
-
-
-@pytest.mark.parametrize("size", [1, 3, 1023])
-async def test_case_112_odd_pieces_give_the_same_samples(
-    door: Door, sentence: NDArray[np.float32], size: int
-) -> None:
-    audio = pcm(sentence[:16_000])
-    await door.put("whole", audio, "?mode=finals_only")
-    await door.put("pieces", pieces(audio + b"\x01", size), "?mode=finals_only")
-    await door.events("pieces")
-    whole, cut = door.model.requests[-2:]
-    assert np.array_equal(whole.samples, cut.samples)
-
-
-async def test_case_113_another_model_is_not_served(
-    door: Door, sentence: NDArray[np.float32]
-) -> None:
-    status, document = await door.put("j", pcm(sentence), X_Model_Id="whisper-large")
-    assert status == 404
-    assert document["error"]["message"] == (
-        "model is 'whisper-large', expected one that is served: scripted"
-    )
-    assert (await door.put("j", pcm(sentence), X_Model_Id="scripted"))[0] == 200
-
-
-async def test_case_114_an_unknown_job_is_404_after_the_grace_time() -> None:
-    async with open_door(output_grace_seconds=0.05) as door:
-        status, document, _ = await door.ask("GET", "/live/nobody/output")
-        assert (status, document["error"]["code"]) == (404, "unknown_job")
-        assert (await door.ask("GET", "/live/nobody"))[0] == 404
-        assert (await door.ask("DELETE", "/live/nobody"))[0] == 404
-
-
-@pytest.mark.parametrize(
-    "job",
-    ["..%2f..%2fetc", "..", ".", "a%2fb", "a%20b", "%00", "ä", "x" * 129, "a;b", "%2e%2e"],
-)
-async def test_case_114_a_job_id_cannot_leave_its_place(door: Door, job: str) -> None:
-    statuses = await raw_statuses(
-        door.url,
-        f"PUT /live/{job}/source HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab",
-        f"GET /live/{job}/output HTTP/1.1\r\nHost: x\r\n\r\n",
-        f"DELETE /live/{job} HTTP/1.1\r\nHost: x\r\n\r\n",
-    )
-    assert statuses == [400, 400, 400]
-    assert door.service.jobs.num_running == 0
 
 
 @pytest.mark.parametrize("job", ["a", "A-b_c.d~9", "x" * 128, "..a"])
