@@ -54,7 +54,7 @@ def build_app(service: Service) -> Starlette:
 
 class Slashes:
     """Folds doubled slashes: orchestrators append paths to the URL they were given, as text. Within
-    `/live/` they are left alone, where an empty job id has to be told."""
+    `/live/` they are left alone, so that an empty job id is refused as one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -40,7 +40,7 @@ class Health(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What there is once the service is ready. engine: None where a processor is hosted."""
+    """The parts of a service that is ready. engine: None where a processor is hosted."""
 
     engine: Engine | None
     jobs: Jobs
@@ -69,7 +69,7 @@ class Service:
         self._processor = processor
         self._open_engine = open_engine
         self._outcome: Running | ServiceError | None = None
-        """Of loading; None before it is known, and the error also when closing fails."""
+        """What became of loading; None while it goes on. An error in closing takes its place."""
         self._settled = asyncio.Event()
         self._closing = asyncio.Event()
         self._watch()

@@ -1,7 +1,8 @@
-"""Door 3: a request brings a recording, its answer the transcript: whole, or as server-sent events.
+"""Door 3, batch: the body of a request is a whole recording, and the answer is its transcript, in
+one piece or as server-sent events.
 
-Orchestrators forward the body, its type and our token, no query: what a query can say can be said
-in the body, too.
+Orchestrators forward the body, its Content-Type and our token, but no query string. So whatever a
+query can say may also be said in the body.
 """
 
 import asyncio
@@ -32,7 +33,8 @@ OPENAI_MODEL = "whisper-1"
 
 
 class BatchEndpoint:
-    """A family of paths, as an ASGI application."""
+    """The paths of one dialect. An ASGI application and no plain handler, because an `Exchange`
+    may have to send the end of an answer after an error."""
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
@@ -42,8 +44,8 @@ class BatchEndpoint:
 
 
 class Exchange:
-    """One request, its job and its answer. Driven by the server's task for the request; cancelling
-    it cuts the job off."""
+    """One request, its job and its answer. Driven by the server's task for the request;
+    cancelling that task cuts the job off."""
 
     def __init__(self, request: Request, send: Send, dialect: Dialect) -> None:
         self._request = request
@@ -54,7 +56,7 @@ class Exchange:
         self._limit = settings.worker.max_upload_bytes
         self._incoming = requests.Incoming(request, self._limit, settings.jobs.idle_seconds)
         self._begun: Writer | None = None
-        """What writes the events of an answer that has begun and has not ended."""
+        """Writes the events of a streamed answer; None before its first byte and after its last."""
         self._next_seq = 0
         self._done = False
 
@@ -82,8 +84,9 @@ class Exchange:
                 pass  # nobody is left to be told
 
     def _check_model(self) -> None:
-        """The name may be longer than ours, as Hugging Face's are. What a body names is not looked
-        at: clients have to name something. Raises UnknownModel and NotReady."""
+        """The header must name a model that is served, by our name or by Hugging Face's. A model
+        in the body is ignored: OpenAI's clients cannot leave it out. Raises UnknownModel and
+        NotReady."""
         asked = self._request.headers.get(requests.MODEL_HEADER, "")
         served = self._service.jobs.kind.model_names
         if asked in ("", OPENAI_MODEL, *served) or own_model_name(asked) in served:
@@ -101,7 +104,7 @@ class Exchange:
         async with self._job(options) as job:
             is_audio = isinstance(options, JobOptions)
             upload = open_upload(self._request, self._incoming, self._limit, is_audio=is_audio)
-            # The inner group ends what reads the upload before that is closed.
+            # The inner group ends the task that reads the upload before the upload is closed.
             async with upload as parts, asyncio.TaskGroup() as feeding:
                 if jobs.draining:
                     raise errors.Draining()
@@ -114,11 +117,13 @@ class Exchange:
                 else:
                     response = await self._whole(job, answer)
                 feed.cancel()
-        if response is not None:  # now that nothing is left of the request
+        # Only now, so that a client with an answer finds the job's place free.
+        if response is not None:
             await self._respond(response)
 
     async def _answer_nothing(self, options: Options, query: Fields) -> None:
-        """An empty body is a keepalive: it takes no place among the jobs."""
+        """An empty body is a keepalive, and is answered without a job. Raises InvalidOption, and
+        BadMessage where the dialect wants audio."""
         self._service.jobs.kind.check(options)
         answer = self._answer_form(query, options)
         if isinstance(options, JobOptions) and not self._dialect.takes_nothing:
@@ -129,8 +134,8 @@ class Exchange:
 
     @asynccontextmanager
     async def _job(self, options: Options) -> AsyncIterator[Job]:
-        """Without an idle limit, which is for jobs whose sender may have gone: here the connection
-        tells."""
+        """A job for this request, forgotten at exit. It has no idle limit: `Incoming` watches the
+        connection, which tells at once when the sender has gone."""
         jobs = self._service.jobs
         job = jobs.open(f"batch-{secrets.token_hex(8)}", options, attended=True)
         try:
@@ -145,6 +150,7 @@ class Exchange:
         return Answer(OCTETS, PayloadWriter())
 
     async def _whole(self, job: Job, answer: Answer) -> Response:
+        """The answer in one piece, when the job has ended. Raises why the job has failed."""
         body = bytearray(_bytes(answer.writer.begin()))
         async for event in job.log.read():
             assert event is not None, "read without an idle time"
@@ -154,8 +160,9 @@ class Exchange:
         return Response(bytes(body), headers=headers)
 
     async def _stream(self, job: Job, answer: Answer) -> None:
-        """The first event, or a while without one, begins the answer: until then what goes wrong
-        still has a status."""
+        """Send the events as they come. The answer begins with the first event, or after
+        `keepalive_seconds` without one; an error before that still has an HTTP status of its own.
+        Raises why the job has failed."""
         idle_seconds = self._service.settings.jobs.keepalive_seconds
         async for event in job.log.read(idle_seconds=idle_seconds):
             if self._begun is None:
@@ -176,7 +183,8 @@ class Exchange:
         await self._write(_bytes(answer.writer.begin()))
 
     async def _break_off(self, writer: Writer, error: errors.ServiceError) -> None:
-        """Tell it as events: whoever relays the answer waits for its last line."""
+        """End an answer that has begun, whose status cannot be changed any more, with an error
+        event and an end event: orchestrators that relay the answer wait for its last line."""
         failure = Failure(self._next_seq, error.code, str(error))
         end = End(self._next_seq + 1, 0.0, EndReason.ERROR)
         await self._finish(_bytes(writer.write(failure)) + _bytes(writer.write(end)))
@@ -195,7 +203,7 @@ class Exchange:
     def _headers(
         self, answer: Answer, job: Job | None = None, *, whole: bool = False
     ) -> dict[str, str]:
-        """whole: when the job has ended, so that its account is known."""
+        """whole: whether the job has ended, so that its duration and speed are known."""
         model = requests.model_header(self._service, job)
         metadata: dict[str, Any] = {"model": model[requests.MODEL_HEADER]}
         if whole and job is not None and job.audio_seconds:
@@ -211,16 +219,17 @@ class Exchange:
 
 
 async def _feed(job: Job, upload: Upload) -> None:
-    with suppress(errors.ServiceError):  # the job's events tell of it
+    """The audio of an upload into the job."""
+    with suppress(errors.ServiceError):  # the job's events tell of it, and `_check` raises it
         await job.receive_body(upload.audio, upload.audio_format, final=True)
 
 
 def _check(job: Job, event: Event) -> None:
-    """Raises what has gone wrong with the job."""
+    """Raise the error that an event tells of."""
     if isinstance(event, Failure):
         raise job.failure or errors.DecodeError(event.message)
     if isinstance(event, End) and event.reason is EndReason.SHUTDOWN:
-        raise errors.Draining()  # the end of its body was not waited for
+        raise errors.Draining()  # the rest of the recording was not heard
 
 
 def _given(options: Options, fields: Fields) -> Fields:
@@ -239,7 +248,8 @@ def _bytes(text: str | bytes) -> bytes:
 
 
 class CapabilityRoute(Route):
-    """The path that is the capability's name: some clients put it where ours should be."""
+    """Matches a path that is the capability's name: some clients append the name to our URL where
+    one of our paths should be."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child_scope = super().matches(scope)

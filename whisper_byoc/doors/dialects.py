@@ -17,7 +17,8 @@ from whisper_byoc.transcript import Format
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How the caller wants the transcript; streamed: as it becomes final."""
+    """The form of an answer. streamed: whether words are sent as they become final, and not all of
+    them at the end."""
 
     content_type: str
     writer: transcript.Writer
@@ -80,7 +81,8 @@ class Pipeline(Dialect):
 
 
 class ChunksWriter(transcript.JsonWriter):
-    """chunks: `word`, a chunk a word; `true` or `sentence`, one an utterance; else none."""
+    """The document of Livepeer's pipeline. chunks: `word` asks for one chunk per word, `true` or
+    `sentence` for one per utterance, anything else for none."""
 
     def __init__(self, chunks: str) -> None:
         super().__init__(words=True)
@@ -105,11 +107,7 @@ class OpenAi(Dialect):
     """OpenAI's transcriptions, as its clients read them."""
 
     takes_nothing = False
-    _FORMATS: ClassVar = {
-        "text": Format.TEXT,
-        "srt": Format.SRT,
-        "vtt": Format.VTT,
-    }
+    _FORMATS: ClassVar = (Format.TEXT, Format.SRT, Format.VTT)
 
     def answer(self, fields: Fields, accept: str | None, *, words: bool) -> Answer:
         known = ("json", "verbose_json", *self._FORMATS)
@@ -118,7 +116,7 @@ class OpenAi(Dialect):
         if flag("stream", _text(fields, "stream")):
             return Answer(transcript.CONTENT_TYPES[Format.SSE], DeltaWriter(), streamed=True)
         if named in self._FORMATS:
-            chosen = self._FORMATS[named]
+            chosen = Format(named)
             return Answer(transcript.CONTENT_TYPES[chosen], transcript.WRITERS[chosen]())
         if named == "json":
             details = []
@@ -138,7 +136,8 @@ def openai_problem(
 
 
 class OpenAiWriter(transcript.JsonWriter):
-    """details: `word`, `segment`; the text alone where there are none."""
+    """OpenAI's document. details: which lists it has, of `word` and `segment`; without any it is
+    the text alone."""
 
     def __init__(self, task: str, details: Sequence[str]) -> None:
         super().__init__(words=True)
@@ -196,6 +195,7 @@ class DeltaWriter(transcript.Writer):
         return transcript.SSE_KEEPALIVE
 
     def _done(self) -> str:
+        """The event with the whole text, left out where relays would not pass a line so long on."""
         done = self._event({"type": "transcript.text.done", "text": self._text})
         if len(done.encode()) < transcript.MAX_LINE_BYTES:
             return done
@@ -220,6 +220,8 @@ def _choice(fields: Fields, names: Sequence[str], known: Sequence[str]) -> str |
 
 
 def _choices(fields: Fields, name: str, known: Sequence[str]) -> Sequence[str]:
+    """The values of a field that may have several. Raises InvalidOption for one that is not among
+    `known`."""
     values = fields.get(name) or []
     found = [values] if isinstance(values, str) else values
     if not isinstance(found, list) or not all(value in known for value in found):
@@ -228,6 +230,6 @@ def _choices(fields: Fields, name: str, known: Sequence[str]) -> Sequence[str]:
 
 
 def _text(fields: Fields, name: str) -> str | None:
-    """None where it is absent or empty."""
+    """A field as text; None where it is absent or empty."""
     value = fields.get(name)
     return None if value in (None, "") else str(value)

@@ -30,12 +30,13 @@ def status_of(error: errors.ServiceError) -> int:
 
 
 def error_document(code: str, message: str) -> dict[str, dict[str, str]]:
-    """Ours."""
+    """The document of our own dialect."""
     return {"error": {"code": code, "message": message}}
 
 
 def error_response(error: errors.ServiceError, document: Any = None) -> JSONResponse:
-    """With its status; `document` is for callers that look for another than ours."""
+    """The answer that tells of an error, with the error's status. document: in place of that of our
+    own dialect."""
     headers = (
         {"Retry-After": str(error.retry_after)} if isinstance(error, errors.Unavailable) else {}
     )

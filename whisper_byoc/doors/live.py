@@ -93,24 +93,24 @@ async def post_control(request: Request) -> Response:
         if service.jobs.find(job_id) is not None:
             raise JobExists(job_id)
         job = service.jobs.open(job_id, options)
-    elif kind is Control.OPTIONS:
-        job = service.jobs.get(job_id)
-        service.jobs.change(job, values)
     else:
         job = service.jobs.get(job_id)
-        match kind:
-            case Control.FINALIZE:
-                await job.finalize()
-            case Control.KEEPALIVE:
-                job.check_runs()
-                job.keep_alive()
-            case Control.CLOSE:
-                await job.stop(EndReason.STOPPED)
+    match kind:
+        case Control.OPTIONS:
+            service.jobs.change(job, values)
+        case Control.FINALIZE:
+            await job.finalize()
+        case Control.KEEPALIVE:
+            job.check_runs()
+            job.keep_alive()
+        case Control.CLOSE:
+            await job.stop(EndReason.STOPPED)
     return JSONResponse(job.document(), headers=requests.model_header(service, job))
 
 
 async def _message(request: Request, seconds: float) -> dict[str, Any]:
-    """Raises NoAudio when it does not come in time, Vanished and InvalidOption."""
+    """The control message in the body. seconds: within which it has to come, so that a request
+    without a body does not wait for ever. Raises NoAudio, Vanished and InvalidOption."""
     try:
         async with asyncio.timeout(seconds):
             return control.parse_control(
@@ -127,8 +127,8 @@ async def _message(request: Request, seconds: float) -> dict[str, Any]:
 async def _written(
     log: EventLog, writer: Writer, after: int, idle_seconds: float, service: Service
 ) -> AsyncIterator[str | bytes]:
-    """What `writer` makes of the events. A reader that fell behind is cut off in mid-body, so that
-    it cannot take what it has for the whole."""
+    """The events of a job as `writer` writes them. A reader that fell behind what the log keeps is
+    cut off in the middle of the body, so that it cannot take what it has for the whole."""
     if begin := writer.begin():
         yield begin
     try:
@@ -148,7 +148,8 @@ async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byte
 
 
 def _last_event_id(request: Request) -> int:
-    """Where a server-sent event stream that was cut off goes on."""
+    """The number of the last event that a client has, which browsers send when they come back to a
+    stream of server-sent events; -1 for none."""
     value = request.headers.get("Last-Event-ID", "")
     return int(value) if re.fullmatch(r"[0-9]{1,18}", value) else -1
 

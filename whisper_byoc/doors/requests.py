@@ -1,6 +1,7 @@
-"""What every door does with a request: its body is read, and its token, model and options checked.
+"""What every door does with a request: reading its body, and checking token, model and options.
 
-A client that closes its connection is always told by `Vanished`, whoever was reading or waiting.
+When a client closes its connection, whatever was reading from it or waiting for it here raises
+`Vanished`.
 """
 
 import asyncio
@@ -58,7 +59,8 @@ async def body_chunks(
 
 
 async def first_chunk(chunks: AsyncIterator[bytes], idle_seconds: float) -> bytes:
-    """Empty where the body is. Raises NoAudio when it does not come in time, and Vanished."""
+    """The first chunk of a body, empty where the body is. Raises NoAudio when it does not come
+    within `idle_seconds`, and Vanished."""
     try:
         async with asyncio.timeout(idle_seconds):
             return await anext(chunks, b"")
@@ -72,8 +74,11 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 class Incoming:
-    """A body as it comes. `watch` reads it whatever the pace of the job, so that it is always
-    noticed when the client vanishes; what waits is at most `limit`, then the request is refused.
+    """A body that `watch` reads as fast as it arrives, however slowly the job takes it: only who
+    reads a connection learns that the client has closed it. At most `limit` bytes wait here, since
+    a longer body is refused.
+
+    `watch` fills it in one task; `receive` or `chunks` empty it in another.
     """
 
     def __init__(self, request: Request, limit: int, idle_seconds: float) -> None:
@@ -96,14 +101,14 @@ class Incoming:
         raise Vanished
 
     async def begins(self) -> bool:
-        """Whether there is a body at all, or any more of it."""
+        """Wait for the next chunk; False when the body has ended, or had no byte."""
         while not (self._waiting or self._complete):
             self._arrived.clear()
             await self._arrived.wait()
         return bool(self._waiting)
 
     async def receive(self) -> Message:
-        """The body again, for Starlette's own parsers."""
+        """The next chunk as an ASGI message, for Starlette's parser of forms."""
         if await self.begins():
             return {"type": "http.request", "body": self._waiting.popleft(), "more_body": True}
         return {"type": "http.request", "body": b"", "more_body": False}
@@ -114,8 +119,8 @@ class Incoming:
 
 
 async def while_connected(request: Request, waiting: Coroutine[Any, Any, T]) -> T:
-    """What is waited for. Raises Vanished when the client closes the connection first; the body
-    must have been read, or not matter."""
+    """The result of `waiting`. Raises Vanished when the client closes the connection first. What
+    comes of the body meanwhile is thrown away."""
 
     async def watch(waiter: asyncio.Task[T]) -> None:
         await _until_vanished(request)
@@ -159,7 +164,8 @@ def check_model(connection: HTTPConnection[Any]) -> None:
 
 
 def model_header(service: Service, job: Job | None = None) -> dict[str, str]:
-    """The weights that the job's language picks; the default ones where there is no job."""
+    """The header that names the weights in use: those that the job's language picks, or the default
+    ones where there is no job."""
     kind = service.jobs.kind
     return {MODEL_HEADER: kind.model_for(job.options if job else kind.options())}
 
@@ -215,7 +221,7 @@ def open_job(connection: HTTPConnection[Any], job_id: str) -> Job:
 
 
 def flag(name: str, value: str | None) -> bool | None:
-    """Raises InvalidOption."""
+    """A query parameter that is true or false; None where it is absent. Raises InvalidOption."""
     if value is None:
         return None
     if value.lower() in ("true", "1", "false", "0"):

@@ -25,7 +25,7 @@ CLOSED_HEADERS = {protocol.CLOSED: protocol.TERMINATED, **trickle.LAST}
 
 
 async def post_segment(request: Request) -> Response:
-    """One segment of input, in a channel that is made with the job."""
+    """Take one segment of input. The first one makes the job, and the channel in front of it."""
     service, job_id = checked(request)
     seq = protocol.parse_seq(request.path_params["seq"])
     if seq is None or seq < NEXT:
@@ -41,11 +41,13 @@ async def post_segment(request: Request) -> Response:
     wanted = channel.resolve(seq)
     if channel.has_been_read(wanted):
         if not (request.headers.get(protocol.RESET) or wanted < channel.read_position - NUM_SLOTS):
-            # What is complete takes nothing any more, as in any channel.
+            # A complete segment takes nothing any more, as in any channel: this body is read into
+            # a channel that has no reader.
             return await trickle.answer_post(
                 request, LocalChannel(), seq, max_bytes, broken_ends=True
             )
-        channel.rewind(wanted)  # its publisher has begun anew
+        # Its publisher has begun anew: it says so, or goes back further than a channel reaches.
+        channel.rewind(wanted)
     await channel.wait_for_slot(wanted)
     if channel.over:
         return trickle.no_channel(CLOSED_HEADERS)
@@ -77,7 +79,7 @@ async def delete_source(request: Request) -> Response:
 
 
 async def get_segment(request: Request) -> Response:
-    """One event of the job: what it is, or when it comes."""
+    """One event of the job, which is waited for when it is the next one."""
     service, job_id = checked(request)
     asked = protocol.parse_seq(request.path_params["seq"])
     if asked is None or asked < NEWEST:
@@ -126,8 +128,9 @@ async def _until_written(log: EventLog, seq: int) -> None:
 
 
 def _raw_format(request: Request) -> AudioFormat | None:
-    """What the label says of raw audio. That of anything else is no more than advice, which
-    trickle's clients get wrong."""
+    """The format that the Content-Type declares for raw audio, which no bytes tell; None for any
+    other type. Other formats are recognised by their bytes, because trickle's clients often
+    declare a wrong one."""
     try:
         declared = format_of_content_type(request.headers.get("Content-Type"))
     except UnsupportedAudio:

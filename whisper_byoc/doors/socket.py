@@ -27,7 +27,8 @@ POLICY, INTERNAL, TRY_LATER = 1008, 1011, 1013
 """RFC 6455, section 7.4.1, and the registry it began."""
 MAX_REASON_BYTES = 123
 _GONE = (WebSocketDisconnect, RuntimeError)
-"""What sending raises when the other end, or we, have closed: the latter is Starlette's own."""
+"""What sending raises when the client has closed the connection, and (RuntimeError, by Starlette)
+when we have."""
 
 
 async def transcribe(websocket: WebSocket) -> None:
@@ -58,6 +59,7 @@ class Call:
         self._job: Job
         self._format: AudioFormat | None = None
         self._head = b""
+        """The first bytes, which tell raw audio from formats with a header."""
         self._reason: EndReason | None = None
         """Why no more audio will come."""
 
@@ -105,6 +107,7 @@ class Call:
             await self._websocket.close(_close_code(error), reason)
 
     async def _take_audio(self, job: Job) -> None:
+        """Hand the frames to the job as one body, or as several where `_obey` ends one of them."""
         while self._reason is None and job.state is JobState.RECEIVING:
             await job.receive_body(self._audio(), self._format, final=False)
             if self._reason is None:
@@ -117,7 +120,7 @@ class Call:
             yield data
 
     async def _take_inputs(self, job: Job) -> None:
-        """Of a hosted processor, to which every frame is one."""
+        """Hand every frame to a hosted processor as one input."""
         while job.state is JobState.RECEIVING and (data := await self._frame()) is not None:
             try:
                 await job.receive_body(_only(data), None, final=False)
@@ -125,7 +128,8 @@ class Call:
                 await self._refuse(error)
 
     async def _frame(self) -> bytes | None:
-        """The next with something in it; None where a control message ends the body."""
+        """The next frame that is not empty; None where the client leaves, or a control message
+        ends the body."""
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
@@ -138,8 +142,8 @@ class Call:
                 return None
 
     async def _obey(self, text: str) -> bool:
-        """Do what a text frame asks; whether it ends what goes to the job as one body. A bad one
-        is told, and the stream goes on."""
+        """Do what a text frame asks. True where it ends the body that is on its way to the job. A
+        message that cannot be obeyed is refused, and the stream goes on."""
         try:
             kind, values = _read(text)
             match kind:
@@ -152,8 +156,8 @@ class Call:
                 case Control.KEEPALIVE:
                     self._job.keep_alive()
                 case Control.FINALIZE if self._is_raw:
-                    # Raw audio goes on as well in another body, and at the end of one nothing is
-                    # on its way any more.
+                    # Raw audio has no header, so it can go on in another body; and when a body has
+                    # ended, none of its audio is on its way to the transcriber any more.
                     self._format = NATIVE
                     return True
                 case Control.FINALIZE:
@@ -164,7 +168,7 @@ class Call:
 
     async def _refuse(self, error: errors.ServiceError) -> None:
         refused = {"type": "refused", "code": error.code, "message": str(error)}
-        with suppress(*_GONE):  # the next frame tells
+        with suppress(*_GONE):  # whoever reads the next frame learns that the client has gone
             await self._send({**_NO_TEXT, **refused})
 
     async def _send(self, document: dict[str, Any]) -> None:

@@ -43,7 +43,8 @@ def media_type(request: Request) -> str:
 async def open_upload(
     request: Request, incoming: Incoming, limit: int, *, is_audio: bool
 ) -> AsyncIterator[Upload]:
-    """Take a body apart; files of a form are gone at exit. What `is_audio` not is only unpacked.
+    """Take a body apart; files of a form are deleted at exit. is_audio: whether the body is for
+    Whisper. What a hosted processor gets has no declared format, and JSON is passed on as it is.
 
     Raises BadMessage, InvalidOption and UnsupportedAudio.
     """
@@ -82,7 +83,7 @@ async def _form(request: Request, incoming: Incoming, limit: int) -> AsyncIterat
 
 
 def _form_fields(form: FormData) -> Fields:
-    """Text parts; those that come more than once, or are named so, as lists."""
+    """The text parts of a form. A name that comes more than once, or ends with `[]`, has a list."""
     fields: dict[str, Any] = {}
     for name in form:
         texts = [value for value in form.getlist(name) if isinstance(value, str)]

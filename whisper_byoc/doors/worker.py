@@ -1,4 +1,5 @@
-"""Door 2: what orchestrators call on a worker. Answers have PyTrickle's shape."""
+"""Door 2, worker: what orchestrators call to start, change and stop streams. Answers have the shape
+of PyTrickle's, which orchestrators know."""
 
 from collections.abc import Awaitable, Callable
 from functools import wraps

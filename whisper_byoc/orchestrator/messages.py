@@ -24,8 +24,10 @@ _MAX_TEXT: Final = transcript.MAX_LINE_BYTES // 8
 _URLS: Final = ("subscribe_url", "publish_url", "control_url", "events_url", "data_url")
 _IDS: Final = ("gateway_request_id", "stream_id", "request_id")
 _LAG_SECONDS = 28.0
-"""The longest utterance, which may not be final before its end."""
+"""A larger lag says that decoding is too slow: an utterance may last for 28 s, and words need not
+be final before it ends."""
 _QUIET_SECONDS = 15.0
+"""Without input for longer, the input counts as degraded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class StartRequest:
 def parse_start(body: bytes, named: str | None, hosts: frozenset[str]) -> StartRequest:
     """The start request in `body`; named: the stream's id where the body has none.
 
-    hosts: that URLs may name; any when empty. Keys that are not known are left alone.
+    hosts: that URLs may name; any when empty. Unknown keys are ignored.
     Raises BadMessage, InvalidOption and ForbiddenUrl.
     """
     message = parse_object(body, '{"gateway_request_id": "...", "subscribe_url": "..."}')
@@ -207,8 +209,9 @@ def status_event(account: Account, job: JobReport, now: float) -> dict[str, Any]
 
 
 def data_line(event: transcript.Event | None) -> bytes:
-    """One segment of the data channel; None is for silence. What would be too long goes without
-    its words' times, and then without its end."""
+    """One segment of the data channel: the event as a line of JSON, and for None, which stands for
+    silence, a keepalive. A line that would be too long loses the times of its words, and if that is
+    not enough the end of its text."""
     if event is None:
         return KEEPALIVE_LINE
     if isinstance(event, transcript.Payload):

@@ -26,15 +26,19 @@ from whisper_byoc.trickle.protocol import ChannelEnded, TrickleError
 logger = logging.getLogger(__name__)
 
 _MAX_WAITING_SEGMENTS = 4096
+"""An hour of segments of one second; `max_waiting_bytes` is mostly reached before."""
 _MAX_WAITING_EVENTS = 64
 _MAX_CONTROL_BYTES = 1 << 20
+"""Of one control message; a longer one is given up, since it may have no end at all."""
 _HOLD_SECONDS = 0.5
-"""Before the first line of data: a gateway begins to read shortly after our answer, at the live
-edge, and what came before is lost to it."""
+"""From the start to the first line of data: a gateway begins to read the channel shortly after our
+answer to its start, and misses what was written before."""
 _GAP_SECONDS = 0.05
-"""Between two lines of data: behind a gateway's reader is a ring of five."""
+"""Between two lines of data: a gateway has room for five lines that its client has not read yet,
+and cuts the client off when there are more."""
 _SETTLE_SECONDS = 0.25
-"""Between the last words and the answer to a stop, upon which the channels are closed at once."""
+"""Between the last words and the answer to a stop: the orchestrator closes the channels as soon as
+it has the answer, and the gateway needs a moment to read the last words before that."""
 _HEARTBEATS, _STATUS, _TRACE = "stream_heartbeat", "ai_stream_status", "stream_trace"
 _EVENTS = "ai_stream_events"
 
@@ -99,7 +103,8 @@ class Session:
         self._tell({"type": "params_updated", "params": self._params()}, _EVENTS)
 
     def _params(self) -> dict[str, Any]:
-        """The options that were given, without what is none: clients may send megabytes of it."""
+        """The options that were given. Other parameters are not told: clients may send megabytes
+        of them."""
         return self.job.options.model_dump(mode="json", exclude_unset=True)
 
     def status(self) -> dict[str, Any]:
@@ -164,8 +169,9 @@ class Session:
             self._event_came.set()
 
     async def _guard(self, part: Part, http: aiohttp.ClientSession) -> None:
-        """Whatever ends one of the parts ends the stream, and in good order. A part is begun here,
-        since a task may be cancelled before its first step."""
+        """Run one part; when it ends, for whatever reason, the stream is ended with a flush. The
+        part is called in here and not by `run`: a task may be cancelled before its first step, and
+        a coroutine that `run` had made would then never be awaited."""
         reason = EndReason.EOF
         try:
             await part(http)
@@ -225,7 +231,8 @@ class Session:
         await self.job.stop(self._reason)
 
     async def _relay(self, http: aiohttp.ClientSession) -> None:
-        """The input as it came, to whoever wants media out."""
+        """Publish the input as it came, for gateways that want media back. A relay that fails is
+        given up, and the words go on without it."""
         url = self.request.publish_url
         if url is None or not self.job.relays_input:
             await self.stopping.wait()
@@ -237,7 +244,7 @@ class Session:
                 await publisher.publish(b"".join([chunk async for chunk in chunks]))
                 self._account.segments_relayed += 1
                 self._account.segments_not_relayed = reader.num_skipped
-        except TrickleError as error:  # the words go on without the picture
+        except TrickleError as error:
             self._logger.warning("relay: %s", error)
             reader.close()
             await self.stopping.wait()
@@ -266,7 +273,8 @@ class Session:
                 self._account.last_output_time = time.time()
 
     async def _events_of_job(self, idle_seconds: float) -> AsyncIterator[Event | None]:
-        """None after each idle time. A channel that is slower than the job keeps what it can."""
+        """The job's events; None after each idle time. Where the data channel is slower than the
+        job, events that the log keeps no longer are left out."""
         after = -1
         while True:
             try:
@@ -332,7 +340,8 @@ class Session:
             self.update(values)
 
     async def _watch(self, http: aiohttp.ClientSession) -> None:
-        """A stream that nobody sends to may go on; one that nobody holds any more may not."""
+        """End the stream when the orchestrator has sent nothing for `silence_seconds`. A stream
+        without audio may go on: its control channel brings a keepalive every ten seconds."""
         limit = self._settings.silence_seconds
         await self._activity.until_idle(limit)
         self._logger.warning("nothing from the orchestrator for %.0f s", limit)

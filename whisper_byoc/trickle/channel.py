@@ -29,10 +29,6 @@ def is_awaited(seq: int, latest: int) -> bool:
     return seq == latest or (latest, seq) == (0, 1)
 
 
-def _nothing() -> None:
-    pass
-
-
 class Segment:
     """One numbered body. It grows while it is open, and is read from any offset."""
 
@@ -54,7 +50,7 @@ class Channel:
 
     Driven by whoever serves it; `notify` is called after every change that a reader may wait for.
     Owns its segments: nobody else writes to one. Memory is bounded by the slots, and by `max_bytes`
-    where it is given: the oldest segments give way, then the beginning of none.
+    where it is given: the oldest segments give way, but never the one that is being written.
     """
 
     def __init__(
@@ -62,7 +58,7 @@ class Channel:
         *,
         num_slots: int = NUM_SLOTS,
         max_bytes: int | None = None,
-        notify: Callable[[], None] = _nothing,
+        notify: Callable[[], None] = lambda: None,
     ) -> None:
         self.closed = False
         self.next_write = 0
@@ -73,14 +69,15 @@ class Channel:
         self._num_bytes = 0
 
     def begin(self, asked: int) -> Segment:
-        """The segment that a POST to `asked` writes to: a closed one takes nothing any more."""
+        """The segment that a POST to `asked` writes to. Where it is closed, what is written to it
+        is dropped."""
         seq = self.next_write if asked == NEXT else asked
         kept = self._kept(seq)
         return kept if kept is not None else self._place(seq)
 
     def receive_first_byte(self, segment: Segment) -> None:
-        """A body has begun, or ended without a byte: the live edge is behind it, even if that
-        moves it back."""
+        """A body for this segment has begun, or has ended without a byte. The segment after it is
+        the next to be written, even where that moves the live edge back."""
         self.next_write = segment.seq + 1
         self._notify()
 
@@ -99,7 +96,8 @@ class Channel:
         self._notify()
 
     def reset(self, seq: int) -> None:
-        """The publisher has begun anew at `seq`: what it left open below will never end."""
+        """The publisher has begun anew at `seq`. What it left open before will get no end, so it is
+        closed."""
         for segment in self._slots.values():
             if segment.seq < seq:
                 segment.closed = True
@@ -152,7 +150,8 @@ class Channel:
         return segment if segment is not None and segment.seq == seq else None
 
     def _place(self, seq: int) -> Segment:
-        """A new segment in its slot. What was there is closed: its readers have all there was."""
+        """A new segment in its slot. The segment that had the slot is closed, so that its readers
+        end when they have read the rest of it."""
         self._drop(seq % self.num_slots)
         segment = self._slots[seq % self.num_slots] = Segment(seq)
         return segment

@@ -153,7 +153,7 @@ class Subscriber:
                 await asyncio.sleep(protocol.back_off(self._failures.num))
                 continue
             if response is None:
-                self._failures.reset()  # to be kept waiting is to be served
+                self._failures.reset()  # a server that keeps a request waiting is alive
                 continue
             step = protocol.after_get(
                 self._seq, response.status, response.headers, self._failures.num
@@ -163,7 +163,8 @@ class Subscriber:
                 return segment
 
     async def _get(self) -> aiohttp.ClientResponse | None:
-        """The answer's head; None when it has to be asked for anew."""
+        """The head of the answer to a GET of the next segment; None after `reissue_seconds` without
+        one, when the GET is to be sent again."""
         self.num_requests += 1
         try:
             async with asyncio.timeout(self._options.reissue_seconds) as limit:
@@ -191,6 +192,7 @@ class Subscriber:
         if step.then is protocol.Next.END:
             raise protocol.ChannelEnded(self.url, f"ended with status {response.status}")
         self._seq = step.seq
+        # An empty answer without a number would otherwise be asked for again at once, for ever.
         blind = step.then is protocol.Next.READ and protocol.SEQ not in response.headers
         await asyncio.sleep(protocol.BEHIND_SECONDS if blind else step.seconds)
         return None
@@ -271,7 +273,8 @@ class Publisher:
             raise protocol.ChannelEnded(self.url, f"ended with {problem}")
         self._seq = step.seq
         if step.again:
-            # What the failed one may have opened will never end: its readers are set free.
+            # The failed request may have opened a segment that will get no end: the reset closes
+            # it, so that its readers go on.
             self._reset = True
             self._failures.count(self.url, problem)
             await asyncio.sleep(step.seconds)

@@ -53,7 +53,7 @@ class LocalChannel(Channel):
     def finish(self) -> None:
         """No more segments: readers end when they have read what is there."""
         self.finished = True
-        self.reset(self.next_write + self.num_slots)
+        self.reset(self.next_write + self.num_slots)  # beyond all that is open
 
     @property
     def read_position(self) -> int:
@@ -66,14 +66,14 @@ class LocalChannel(Channel):
         return seq < self.read_position and (kept is None or kept.closed)
 
     def rewind(self, seq: int) -> None:
-        """Have readers go on at `seq`, which is behind them; what they have read is forgotten."""
+        """Have readers that have passed `seq` go on there; what they have read is forgotten."""
         self.forget_before(self.read_position)
         for reader in self.readers:
             reader.position = min(reader.position, seq)
 
     async def wait_for_slot(self, seq: int) -> None:
-        """Until a segment of this seq takes the place of none that a reader has not come to. A
-        leap over what nobody has begun takes readers along."""
+        """Return when no reader still needs the segment whose slot one of this seq would take.
+        Where nothing was begun between the readers and `seq`, the readers are moved on to it."""
         while self.readers and not self.over:
             if seq - self.read_position < self.num_slots:
                 return
@@ -84,8 +84,8 @@ class LocalChannel(Channel):
             await self.changes.wait()
 
     def release(self) -> None:
-        """Forget what every reader has left behind."""
-        self.forget_before(self.read_position - 1)
+        """Forget the segments that every reader is done with."""
+        self.forget_before(self.read_position - 1)  # the last one may still be read
         self.changes.notify()
 
 
@@ -116,7 +116,7 @@ class LocalReader:
         return self._channel.chunks(segment)
 
     def close(self) -> None:
-        """What this reader has not read is not kept for it."""
+        """Read no more: nothing is kept for this reader from now on."""
         self._channel.readers.remove(self)
         self._channel.changes.notify()
 

@@ -1,6 +1,7 @@
-"""What the other end of a channel answers, and what follows from it (pure).
+"""What the server of a channel answers, and what its client does then (pure).
 
-Both clients feed every outcome of a request to one function and do what it says.
+`Subscriber` and `Publisher` hand every outcome of a request to one of these functions and do what
+the step that it returns says.
 """
 
 import re
@@ -85,7 +86,8 @@ def after_get(asked: int, status: int, headers: Mapping[str, str], failures: int
     if status == 200:
         if headers.get(CLOSED) is not None:
             return GetStep(Next.END)
-        # Without a number it counts on; without any, it goes to the live edge.
+        # Where the answer has no number, the number asked for counts; where that was -1 or -2, the
+        # next request asks for the live edge.
         seq = parse_seq(headers.get(SEQ))
         seq = asked if seq is None or seq < 0 else seq
         skipped = seq - asked if 0 <= asked < seq else 0
@@ -131,8 +133,9 @@ def after_post(posted: int, status: int, headers: Mapping[str, str]) -> PostStep
 
 
 def after_broken_post(posted: int, sent: Sent, failures: int) -> PostStep:
-    """The same once more when no byte was taken. Else the next: what goes again to a segment that
-    holds something is appended to it, or dropped without a word.
+    """What a publisher does after a POST without an answer: it sends the message again, to the same
+    segment where no byte was taken, and else to the next. A server would append the message to a
+    segment that holds something, or drop it without a word.
 
     failures: in a row, this one included.
     """
