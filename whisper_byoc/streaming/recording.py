@@ -11,7 +11,7 @@ from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import FRAME_SAMPLES, MAX_WINDOW_SECONDS
 from whisper_byoc.settings import StreamingSettings
 from whisper_byoc.streaming.hypothesis import WORD_END_MARGIN, quietest
-from whisper_byoc.streaming.transcriber import SampleBuffer
+from whisper_byoc.streaming.samples import Excerpt, SampleBuffer
 from whisper_byoc.streaming.vad import MEASURED, SpeechDetector, SpeechEnd, SpeechStart, VoiceRules
 from whisper_byoc.transcript import Word
 
@@ -23,21 +23,11 @@ _LEAST_PART = SAMPLE_RATE // 2
 
 
 @dataclass(frozen=True, slots=True)
-class RecordingWindow:
-    """Samples to be decoded once: float32 (n,) from sample `start` of the recording; voiced: the
-    first samples of the frames of 512 that hold speech, from the start of the window."""
+class RecordingWindow(Excerpt):
+    """Audio of a recording to be decoded once; voiced: the first samples of the frames of 512 that
+    hold speech, counted from the start of the window."""
 
-    start: int
-    samples: NDArray[np.float32]
     voiced: tuple[int, ...] = ()
-
-    @property
-    def offset(self) -> float:
-        return self.start / SAMPLE_RATE
-
-    @property
-    def end(self) -> float:
-        return (self.start + len(self.samples)) / SAMPLE_RATE
 
 
 def split_unheard(window: RecordingWindow, words: Sequence[Word]) -> list[RecordingWindow]:
