@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, ClassVar
 
 from whisper_byoc.errors import InvalidOption
@@ -187,24 +188,22 @@ def choose_format(query: str | None, accept: str | None) -> Format:
             return Format(query.lower())
         except ValueError:
             raise InvalidOption("format", query, "one of " + ", ".join(Format)) from None
-    offers: list[tuple[float, Format]] = []
-    for part in (accept or "").split(","):
-        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
+    offers = [(0.0, Format.TEXT)]
+    for offer in "".join((accept or "").lower().split()).split(","):
+        name = offer.partition(";")[0]
         if name in _ACCEPTED:
-            offers.append((_quality(parameters), _ACCEPTED[name]))
-    best = max(offers, key=lambda offer: offer[0], default=(1.0, Format.TEXT))
-    return best[1] if best[0] > 0 else Format.TEXT
+            offers.append((_quality(offer), _ACCEPTED[name]))
+    return max(offers, key=itemgetter(0))[1]
 
 
-def _quality(parameters: Iterable[str]) -> float:
-    for parameter in parameters:
-        name, _, value = parameter.partition("=")
-        if name.strip() == "q":
-            try:
-                return float(value)
-            except ValueError:
-                return 0.0
-    return 1.0
+def _quality(offer: str) -> float:
+    """How welcome one type of an `Accept` header without spaces is: 1 unless it says `q=`, and 0
+    when that is no number."""
+    _, told, rest = offer.partition(";q=")
+    try:
+        return float(rest.partition(";")[0]) if told else 1.0
+    except ValueError:
+        return 0.0
 
 
 class Writer(ABC):

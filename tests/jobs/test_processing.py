@@ -230,7 +230,7 @@ async def test_an_input_that_stalls_does_not_hold_its_job() -> None:
         async with http.delete(f"{url}/live/j") as answer:
             assert (await answer.json())["state"] == "ended"
         assert (await sending).status == 200
-        assert job.counters()["payloads"] == 0  # a part of an input is none
+        assert job.work.counters()["payloads"] == 0  # a part of an input is none
 
 
 async def test_a_failed_input_ends_no_job_that_goes_on() -> None:

@@ -24,6 +24,8 @@ class EventLog:
         """Of the payloads that are kept."""
         self.dropped_seq = -1
         """The newest event that has given way; -1 for none."""
+        self.next_seq = 0
+        """Of the event that comes next."""
         self._events: list[Event] = []
         self._partial: Partial | None = None
         self._num_dropped = 0
@@ -48,14 +50,9 @@ class EventLog:
             self._events.append(event)
             self.num_bytes += _num_bytes(event)
             self._trim()
+        self.next_seq = event.seq + 1
         self._changed.set()
         self._changed = asyncio.Event()
-
-    @property
-    def next_seq(self) -> int:
-        """Behind the newest event."""
-        newest = self._events[-1].seq if self._events else -1
-        return max(newest, self._partial.seq if self._partial else -1, self.dropped_seq) + 1
 
     async def wait(self) -> None:
         """Until there is another event."""

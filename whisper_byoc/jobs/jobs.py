@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -51,7 +50,7 @@ class Jobs:
         self._settings = settings
         self._metrics = metrics
         self._running: dict[str, Job] = {}
-        self._ended: OrderedDict[str, Job] = OrderedDict()
+        self._ended: dict[str, Job] = {}
         self._group: asyncio.TaskGroup | None = None
         self._created = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -78,7 +77,7 @@ class Jobs:
 
     @property
     def max_lag_seconds(self) -> float:
-        return max((job.lag_seconds for job in self._running.values()), default=0.0)
+        return max((job.work.lag_seconds for job in self._running.values()), default=0.0)
 
     def find(self, job_id: str) -> Job | None:
         return self._running.get(job_id) or self._ended.get(job_id)

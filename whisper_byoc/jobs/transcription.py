@@ -201,7 +201,10 @@ class Transcription:
     async def run(self) -> None:
         while not self._transcriber.ended:
             self._heard.clear()
-            window = self._next_window()
+            before = self._transcriber.pace.num_dropped
+            window = self._transcriber.next_window(live=self._is_live())
+            num_dropped = self._transcriber.pace.num_dropped - before
+            self._inference.metrics.partials_dropped.inc(num_dropped)
             self._publish()
             if window is not None:
                 await self._decode(window)
@@ -210,13 +213,6 @@ class Transcription:
                 await self._heard.wait()
         self._publish()
         self._decoded.set()
-
-    def _next_window(self) -> Window | None:
-        before = self._transcriber.pace.num_dropped
-        window = self._transcriber.next_window(live=self._is_live())
-        dropped = self._transcriber.pace.num_dropped - before
-        self._inference.metrics.partials_dropped.inc(dropped)
-        return window
 
     async def _decode(self, window: Window) -> None:
         began = self._loop.time()
@@ -239,7 +235,6 @@ class Transcription:
         self._decode_seconds += seconds
         self._inference.metrics.observe_decode(window.purpose, seconds, hypothesis)
         self._transcriber.receive_hypothesis(hypothesis, seconds)
-        self._publish()
         self._decoded.set()
 
     async def _until_decoded(self) -> None:

@@ -135,7 +135,7 @@ class Session:
             problem=text,
             problem_time=when,
             failed=self.job.failure is not None,
-            counters=self.job.counters(),
+            counters=self.job.work.counters(),
             segments_received=self._num_received,
             segments_skipped=self._num_skipped,
             segments_dropped=self._to_job.num_skipped,
@@ -254,7 +254,7 @@ class Session:
     async def _relay(self, http: aiohttp.ClientSession) -> None:
         """The input as it came, to whoever wants media out."""
         url = self.request.publish_url
-        if url is None or not self.job.relays_input:
+        if url is None or not self.job.work.relays_input:
             await self.stopping.wait()
             return
         reader = LocalReader(self._input)
@@ -275,7 +275,7 @@ class Session:
         """Every event of the job to the channel it belongs to, until the last."""
         data = self._publisher(http, self.request.data_url, "application/jsonl")
         media = None
-        if self.request.publish_url and not self.job.relays_input:
+        if self.request.publish_url and not self.job.work.relays_input:
             media = self._publisher(http, self.request.publish_url, "video/MP2T")
         keepalive = self._settings.data_keepalive_seconds
         pace = _Pace()

@@ -36,7 +36,7 @@ class EventEmitter:
         start = max(window.offset, utterance.start / SAMPLE_RATE, self._last_word_end)
         start = min(start, window.end)
         number = self._number(utterance)
-        self._emit(transcript.Partial(next(self._seqs), number, start, window.end, text))
+        self._events.append(transcript.Partial(next(self._seqs), number, start, window.end, text))
 
     def emit_final(
         self, utterance: Utterance, window: Window, words: Sequence[Word], language: str
@@ -54,7 +54,9 @@ class EventEmitter:
         start, end = placed[0].start, placed[-1].end
         self._last_word_end = end
         text = join_words((word.text for word in placed), language)
-        self._emit(transcript.Final(next(self._seqs), number, start, end, text, placed, language))
+        self._events.append(
+            transcript.Final(next(self._seqs), number, start, end, text, placed, language)
+        )
 
     def emit_endpoint(self, utterance: Utterance) -> None:
         """Tell that an utterance is over, if anything was told of it."""
@@ -63,19 +65,18 @@ class EventEmitter:
         assert utterance.end is not None
         time = utterance.end / SAMPLE_RATE
         if utterance.partial:
-            self._emit(transcript.Partial(next(self._seqs), utterance.number, time, time, ""))
-        self._emit(transcript.Endpoint(next(self._seqs), utterance.number, time))
+            self._events.append(
+                transcript.Partial(next(self._seqs), utterance.number, time, time, "")
+            )
+        self._events.append(transcript.Endpoint(next(self._seqs), utterance.number, time))
 
     def emit_end(
         self, audio_seconds: float, reason: EndReason, failure: tuple[str, str] | None
     ) -> None:
         """Tell the failure, a code and a message, if there is one, and that nothing follows."""
         if failure is not None:
-            self._emit(transcript.Failure(next(self._seqs), *failure))
-        self._emit(transcript.End(next(self._seqs), audio_seconds, reason))
-
-    def _emit(self, event: transcript.Event) -> None:
-        self._events.append(event)
+            self._events.append(transcript.Failure(next(self._seqs), *failure))
+        self._events.append(transcript.End(next(self._seqs), audio_seconds, reason))
 
     def _number(self, utterance: Utterance) -> int:
         if utterance.number is None:
