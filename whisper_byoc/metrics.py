@@ -6,7 +6,7 @@ from functools import partial
 import prometheus_client as prometheus
 
 from whisper_byoc.decode import Hypothesis
-from whisper_byoc.transcript import EndReason, Event, Final
+from whisper_byoc.transcript import Event, Final
 
 # A second series for every counter, with the time since which it counts, would tell nothing here.
 prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -24,7 +24,7 @@ class Metrics:
         self._registry = prometheus.CollectorRegistry()
         counter = partial(prometheus.Counter, registry=self._registry)
         self.jobs_started = counter("whisper_jobs_started_total", "Jobs begun")
-        self._jobs_ended = counter("whisper_jobs_ended_total", "Jobs ended", ["reason"])
+        self.jobs_ended = counter("whisper_jobs_ended_total", "Jobs ended", ["reason"])
         self.jobs_refused = counter(
             "whisper_jobs_refused_total", "Jobs refused because too many were running"
         )
@@ -84,9 +84,6 @@ class Metrics:
         self._events.labels(event.type).inc()
         if isinstance(event, Final):
             self._words.inc(len(event.words))
-
-    def count_job_ended(self, reason: EndReason) -> None:
-        self._jobs_ended.labels(reason).inc()
 
     def observe_decode(self, purpose: str, seconds: float, hypothesis: Hypothesis) -> None:
         """purpose: of the window; seconds: from asking for the decode to its answer."""

@@ -166,16 +166,11 @@ CONTENT_TYPES = {
     Format.VTT: "text/vtt; charset=utf-8",
     Format.SRT: "application/x-subrip; charset=utf-8",
 }
-_ACCEPTED = {
-    "text/plain": Format.TEXT,
-    "application/x-ndjson": Format.NDJSON,
+_ACCEPTED = {kind.partition(";")[0]: output for output, kind in CONTENT_TYPES.items()} | {
     "application/jsonl": Format.NDJSON,
-    "application/json": Format.JSON,
-    "text/event-stream": Format.SSE,
-    "text/vtt": Format.VTT,
-    "application/x-subrip": Format.SRT,
     "text/srt": Format.SRT,
 }
+"""Formats by the types that an `Accept` header may name."""
 
 
 def choose_format(query: str | None, accept: str | None) -> Format:

@@ -296,7 +296,7 @@ class Job:
         if self._finish_segments is not None:
             self._finish_segments()
         self._done.set()
-        self._metrics.count_job_ended(self.log.end_reason or EndReason.ERROR)
+        self._metrics.jobs_ended.labels(self.log.end_reason or EndReason.ERROR).inc()
         self.logger.info(
             "ended after %.1f s, reason %s%s, %d bytes, %s",
             self.seconds,

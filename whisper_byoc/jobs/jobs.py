@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -93,15 +93,11 @@ class Jobs:
     async def wait_for(self, job_id: str) -> Job:
         """The job, once it exists, within the grace time. Raises InvalidJobId and UnknownJob."""
         check_job_id(job_id)
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.jobs.output_grace_seconds):
-                while (job := self.find(job_id)) is None:
-                    if self.draining:
-                        raise UnknownJob(job_id)
+                while self.find(job_id) is None and not self.draining:
                     await self._created.wait()
-        except TimeoutError:
-            raise UnknownJob(job_id) from None
-        return job
+        return self.get(job_id)
 
     def open(
         self, job_id: str, options: Options, *, again: bool = False, attended: bool = False

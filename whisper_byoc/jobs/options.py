@@ -29,10 +29,8 @@ class Options(BaseModel):
 
     def changed(self, values: Mapping[str, Any]) -> Self:
         """With other values for some. Raises InvalidOption, naming what was found and expected."""
-        fields = self.model_fields_set & type(self).model_fields.keys()
-        told = {name: getattr(self, name) for name in fields} | (self.model_extra or {})
         try:
-            return self.model_validate({**told, **values})
+            return self.model_validate({**self.model_dump(exclude_unset=True), **values})
         except ValidationError as error:
             problem = error.errors()[0]
         name = str(problem["loc"][0])
@@ -103,6 +101,5 @@ class JobOptions(Options):
 
     def streaming(self, service: StreamingSettings) -> StreamingSettings:
         """The service's settings with the job's own in their place."""
-        names = ("mode", "endpoint_silence", "partial_interval", "max_utterance")
-        chosen = {name: value for name in names if (value := getattr(self, name)) is not None}
+        chosen = self.model_dump(include=set(StreamingSettings.model_fields), exclude_none=True)
         return service.model_copy(update=chosen)

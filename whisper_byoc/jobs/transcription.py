@@ -244,7 +244,7 @@ class Transcription:
     def _is_live(self) -> bool:
         elapsed = self._loop.time() - self._started
         in_time = self.audio_seconds <= elapsed + _LIVE_SLACK_SECONDS
-        return in_time and not self._transcriber.input_ended
+        return in_time and self._transcriber.end_reason is None
 
     def _publish(self) -> None:
         for event in self._transcriber.events_to_send():

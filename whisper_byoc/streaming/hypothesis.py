@@ -92,14 +92,6 @@ def _within_speech(start: float, end: float, voiced: Sequence[int]) -> tuple[flo
     return max(start, begins), min(end, ends)
 
 
-def unheard(voiced: Iterable[int], end: float) -> list[int]:
-    """The frames of speech that begin behind the end of the last word, which is in seconds.
-
-    A decoder without timestamps may end a text at a change of speaker, and stay at it."""
-    first = (end + WORD_END_MARGIN) * SAMPLE_RATE
-    return [place for place in voiced if place >= first]
-
-
 @dataclass(frozen=True, slots=True)
 class Cut:
     """The first `num_words` words end before `sample` of the window, the others begin after."""

@@ -47,7 +47,8 @@ class Transcriber:
         """Not all of whose words are final. Someone may still be speaking in the last one."""
         self._out: tuple[Window, Utterance] | None = None
         self._emitter = EventEmitter()
-        self._end_reason: EndReason | None = None
+        self.end_reason: EndReason | None = None
+        """Why there is no more audio; None while there may be."""
         self._failure: tuple[str, str] | None = None
         self.pace = PartialPace(settings)
         self.ended = False
@@ -62,10 +63,6 @@ class Transcriber:
     def audio_seconds(self) -> float:
         """Received so far."""
         return self._audio.end / SAMPLE_RATE
-
-    @property
-    def input_ended(self) -> bool:
-        return self._end_reason is not None
 
     @property
     def lag_seconds(self) -> float:
@@ -122,8 +119,8 @@ class Transcriber:
 
         failure: code and message of what ended the audio, told after the last words.
         """
-        if self._end_reason is None:
-            self._end_reason = reason
+        if self.end_reason is None:
+            self.end_reason = reason
             self._failure = failure
             self._end_speech()
 
@@ -133,7 +130,7 @@ class Transcriber:
             self._end_speech()
             self._out = None
             self._utterances.clear()
-            self._end_reason = EndReason.ERROR
+            self.end_reason = EndReason.ERROR
             self._failure = code, message
 
     def receive_hypothesis(self, hypothesis: Hypothesis, seconds: float = 0.0) -> None:
@@ -179,8 +176,8 @@ class Transcriber:
     def events_to_send(self) -> list[Event]:
         """The events since the last call, in order."""
         busy = self._utterances or self._out is not None
-        if self._end_reason is not None and not busy and not self.ended:
-            self._emitter.emit_end(self.audio_seconds, self._end_reason, self._failure)
+        if self.end_reason is not None and not busy and not self.ended:
+            self._emitter.emit_end(self.audio_seconds, self.end_reason, self._failure)
             self.ended = True
         return self._emitter.take()
 

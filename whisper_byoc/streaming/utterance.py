@@ -101,16 +101,14 @@ class Utterance:
         if not ends:
             return None
         end = max(ends)
+        first = window.start + (end + hypothesis.WORD_END_MARGIN) * SAMPLE_RATE
         stop = window.start + len(window.samples)
-        left_out = hypothesis.unheard(
-            (frame - window.start for frame in self.speech_frames if frame < stop), end
-        )
+        left_out = [frame for frame in self.speech_frames if first <= frame < stop]
         is_partial = window.purpose is Purpose.PARTIAL
         if len(left_out) < (_UNHEARD_FRAMES if is_partial else _UNHEARD_FRAMES_AT_END):
             return None
-        cut, _ = hypothesis.quietest(
-            window.samples, end - hypothesis.AFTER_WORD_END, left_out[0] / SAMPLE_RATE
-        )
+        speech = (left_out[0] - window.start) / SAMPLE_RATE
+        cut, _ = hypothesis.quietest(window.samples, end - hypothesis.AFTER_WORD_END, speech)
         return None if cut < _LEAST_PROGRESS else window.start + cut
 
     def choose_cut(self, window: Window, words: Sequence[Word]) -> hypothesis.Cut:
