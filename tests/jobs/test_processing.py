@@ -34,8 +34,12 @@ def frame() -> Frame:
     return pixels
 
 
+# A gateway hears nothing of a stream before its first status behind the beginning.
+SETTINGS = Settings(worker=WorkerSettings(heartbeat_seconds=0.1))
+
+
 def serve_processor(
-    processor: Processor, settings: Settings | None = None
+    processor: Processor, settings: Settings = SETTINGS
 ) -> AbstractAsyncContextManager[tuple[str, Service]]:
     return serve_app(settings=settings, processor=processor)
 

@@ -424,6 +424,18 @@ def test_a_failed_decode_ends_the_stream_with_its_reason() -> None:
     assert len(stream.events) == 2
 
 
+def test_nothing_comes_after_a_failure_whatever_is_still_received() -> None:
+    stream = Stream()
+    stream.speak(2)
+    stream.transcriber.receive_failure("decode_failed", "no memory")
+    stream.transcriber.receive_finalize()
+    stream.decode()
+    stream.pause(3)
+    stream.speak(1)
+    assert [event.type for event in stream.events] == ["error", "end"]
+    assert stream.transcriber.audio_seconds == pytest.approx(2, abs=0.05)
+
+
 def test_what_was_heard_before_bad_audio_is_flushed_first() -> None:
     stream = Stream()
     stream.speak(2)

@@ -25,17 +25,19 @@ from whisper_byoc.streaming.transcriber import MAX_BLOCK_SAMPLES, Transcriber
 from whisper_byoc.streaming.utterance import Purpose, Window
 from whisper_byoc.transcript import CONTENT_TYPES, WRITERS, EndReason, Final, Format, Writer
 
-_LIVE_SLACK_SECONDS = 1.0
-"""A stream that has brought more audio than the time since its start and this is a file."""
-
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """What all transcriptions share."""
+    """What all transcriptions share.
+
+    live_slack_seconds: a stream is live while it has brought no more audio than the time since its
+    start and this; what comes faster is a file, for which nobody waits word by word.
+    """
 
     engine: Engine
     voice: VoiceActivity
     metrics: Metrics
+    live_slack_seconds: float = 1.0
 
 
 class Transcriptions:
@@ -243,7 +245,7 @@ class Transcription:
 
     def _is_live(self) -> bool:
         elapsed = self._loop.time() - self._started
-        in_time = self.audio_seconds <= elapsed + _LIVE_SLACK_SECONDS
+        in_time = self.audio_seconds <= elapsed + self._inference.live_slack_seconds
         return in_time and self._transcriber.end_reason is None
 
     def _publish(self) -> None:
