@@ -2,7 +2,6 @@
 
 import asyncio
 import csv
-import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -128,24 +127,6 @@ async def test_no_words_come_from_what_is_no_speech(url: str, speech_dir: Path) 
         assert await transcribe(url, f"nonspeech-{file.stem}", audio) == "", file.name
 
 
-@pytest.mark.parametrize("decibels", [None, -60, -40, -20], ids=str)
-async def test_ten_minutes_of_silence_and_noise_give_nothing(
-    url: str, decibels: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a live stream, though it comes faster: not even a partial."""
-    monkeypatch.setattr("whisper_byoc.jobs.transcription._LIVE_SLACK_SECONDS", 600.0)
-    noise = np.zeros(600 * 16_000, dtype=np.float32)
-    if decibels is not None:
-        noise = np.random.default_rng(1).standard_normal(len(noise), dtype=np.float32)
-        noise *= 10 ** (decibels / 20)
-    pieces: list[str] = []
-    async with LiveClient(url) as client:
-        await client.transcribe(
-            f"noise{decibels}", chunks(pcm(noise)), pieces.append, content_type="audio/pcm"
-        )
-    assert [json.loads(line)["type"] for line in "".join(pieces).splitlines()] == ["end"]
-
-
 async def test_read_speech_through_the_server_has_a_plausible_error_rate(
     url: str, speech_dir: Path
 ) -> None:
@@ -159,50 +140,3 @@ async def test_read_speech_through_the_server_has_a_plausible_error_rate(
         references.append(normalise(manifest(speech_dir)[name]))
         hypotheses.append(normalise(text))
     assert jiwer.wer(references, hypotheses) < 0.16
-
-
-async def test_an_hour_with_long_silences_keeps_its_times_and_its_memory(
-    url: str, speak: Speak, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a live stream, with partials, though it comes faster."""
-    monkeypatch.setattr("whisper_byoc.jobs.transcription._LIVE_SLACK_SECONDS", 3600.0)
-    block = 16_000
-    spoken_once = [speak(sentence) for sentence in SENTENCES]
-    begins: list[float] = []
-    memory: list[float] = []
-
-    async def hour() -> AsyncIterator[bytes]:
-        sent = 0
-        for number in range(12):
-            speech = spoken_once[number % len(SENTENCES)]
-            begins.append(sent / 16_000 + int(np.flatnonzero(np.abs(speech) > 0.02)[0]) / 16_000)
-            whole = np.concatenate([speech, np.zeros(300 * 16_000 - len(speech), np.float32)])
-            for start in range(0, len(whole), block):
-                yield pcm(whole[start : start + block])
-            sent += len(whole)
-            memory.append(resident_mb())
-
-    lines: list[str] = []
-    async with LiveClient(url) as client:
-        answer = await client.transcribe("hour", hour(), lines.append, content_type="audio/pcm")
-    assert answer["audio_seconds"] == 3600
-    events = [json.loads(line) for line in "".join(lines).splitlines()]
-    assert [event["seq"] for event in events if event["type"] != "partial"][-1] == len(events) - 1
-    spoken: dict[int, list[dict[str, Any]]] = {}
-    for event in events:
-        if event["type"] == "final":
-            spoken.setdefault(event["utterance"], []).extend(event["words"])
-    assert len(spoken) == len(begins)
-    for begin, heard, number in zip(begins, spoken.values(), range(12), strict=True):
-        sentence = SENTENCES[number % len(SENTENCES)]
-        text = " ".join(words(" ".join(word["word"] for word in heard)))
-        assert jiwer.wer(" ".join(words(sentence)), text) <= 0.25, text
-        assert abs(heard[0]["start"] - begin) < 0.7
-        assert heard[-1]["end"] - begin < len(spoken_once[number % len(SENTENCES)]) / 16_000 + 0.5
-    # Buffers grow to the longest window first; an hour as float32 would be 230 MB.
-    assert memory[-1] - memory[3] < 50, memory
-
-
-def resident_mb() -> float:
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split("VmRSS:")[1].split()[0]) / 1000

@@ -375,7 +375,7 @@ async def test_case_123_an_orchestrator_that_dies_leaves_nothing_behind(speak: S
         while service.sessions.running:
             await service.sessions.stop("dies")
         assert service.health == "IDLE"
-        assert job.audio_seconds == pytest.approx(seconds, abs=0.2)
+        assert job.work.audio_seconds == pytest.approx(seconds, abs=0.2)
         async with (
             open_orchestrator() as orchestrator,
             open_stream(orchestrator, Capability("whisper", url)),

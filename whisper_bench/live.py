@@ -151,16 +151,16 @@ def transcribe_tracks(tracks: Sequence[Track], setup: Setup) -> list[Track]:
     samples = [[to_samples(track.audio)] for track in tracks]
     heard: list[list[Any]] = [[] for _ in tracks]
     voice = VoiceModel().probabilities
-    for number, segment in transcribe_recordings(model, voice, samples, RecordingOptions(), 8):
-        heard[number].append(segment)
+    for number, passage in transcribe_recordings(model, voice, samples, RecordingOptions(), 8):
+        heard[number].append(passage)
     return [
         Track(
             track.audio,
             track.reference,
-            " ".join(segment.text for segment in segments),
-            tuple(word for segment in segments for word in segment.words),
+            " ".join(passage.text for passage in passages),
+            tuple(word for passage in passages for word in passage.words),
         )
-        for track, segments in zip(tracks, heard, strict=True)
+        for track, passages in zip(tracks, heard, strict=True)
     ]
 
 

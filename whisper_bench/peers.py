@@ -44,8 +44,8 @@ def load_ours(setup: Setup, engine: str = "") -> Transcribe:
             found = transcribe_recordings(
                 model, self._probabilities, blocks, RecordingOptions(), setup.batch
             )
-            for number, segment in found:
-                texts[number].append(segment.text)
+            for number, passage in found:
+                texts[number].append(passage.text)
             return [" ".join(parts) for parts in texts]
 
         def _probabilities(self, requests: "Sequence[VoiceRequest]") -> list[Samples]:

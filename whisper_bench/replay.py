@@ -24,7 +24,8 @@ from whisper_byoc.inference.engine import load_models
 from whisper_byoc.inference.model import Model
 from whisper_byoc.inference.voice import VoiceModel, VoiceRequest, VoiceState
 from whisper_byoc.settings import ModelSettings, StreamingSettings
-from whisper_byoc.streaming.transcriber import Purpose, Transcriber, Window
+from whisper_byoc.streaming.transcriber import Transcriber
+from whisper_byoc.streaming.utterance import Purpose, Window
 from whisper_byoc.transcript import EndReason, Event
 
 STEP_FRAMES = 3

@@ -3,20 +3,24 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, ClassVar
 
 from whisper_byoc.errors import InvalidOption
 
+# What broadcasters allow a subtitle, so that it can be read in time.
 MAX_CUE_SECONDS = 7.0
 MAX_LINE_CHARACTERS = 42
 MAX_CUE_LINES = 2
+
 DONE = "[DONE]"
+"""Ends server-sent events, as OpenAI does and orchestrators expect."""
 SSE_DONE = f"data: {DONE}\n\n"
 SSE_KEEPALIVE = ": keepalive\n\n"
-"""Ends server-sent events, as OpenAI does and orchestrators expect."""
+"""A comment, which clients skip (HTML standard, server-sent events)."""
 MAX_LINE_BYTES = 60 * 1024
 """Of an event that orchestrators and gateways pass on: they scan lines and give up at 64 KiB."""
 OCTETS = "application/octet-stream"
@@ -25,7 +29,7 @@ UNSPACED = frozenset(("zh", "ja", "th", "lo", "my", "yue"))
 
 
 def join_words(texts: Iterable[str], language: str) -> str:
-    """As the language is written."""
+    """One text of words or pieces of text, with or without spaces between, as the language has."""
     return ("" if language in UNSPACED else " ").join(texts)
 
 
@@ -118,18 +122,16 @@ Event = Partial | Final | Endpoint | End | Failure | Payload
 
 def event_document(event: Event, *, words: bool = True) -> dict[str, Any]:
     """The JSON object of an event, the same for NDJSON, SSE and data channels; words: whether a
-    final's are wanted."""
-    document: dict[str, Any] = {"type": event.type}
-    for name in event.__slots__:
-        if name == "words" and not words:
-            continue
-        value = getattr(event, name)
-        if isinstance(value, float):
-            value = round(value, 3)
-        elif name == "words":
-            value = [word_document(word) for word in value]
-        document[name] = value
-    return document
+    final event brings its words one by one. Seconds are rounded to milliseconds."""
+    document = {"type": event.type} | {name: getattr(event, name) for name in event.__slots__}
+    if isinstance(event, Final):
+        document["words"] = [word_document(word) for word in event.words]
+        if not words:
+            del document["words"]
+    return {
+        name: round(value, 3) if isinstance(value, float) else value
+        for name, value in document.items()
+    }
 
 
 def word_document(word: Word) -> dict[str, Any]:
@@ -164,16 +166,11 @@ CONTENT_TYPES = {
     Format.VTT: "text/vtt; charset=utf-8",
     Format.SRT: "application/x-subrip; charset=utf-8",
 }
-_ACCEPTED = {
-    "text/plain": Format.TEXT,
-    "application/x-ndjson": Format.NDJSON,
+_ACCEPTED = {kind.partition(";")[0]: output for output, kind in CONTENT_TYPES.items()} | {
     "application/jsonl": Format.NDJSON,
-    "application/json": Format.JSON,
-    "text/event-stream": Format.SSE,
-    "text/vtt": Format.VTT,
-    "application/x-subrip": Format.SRT,
     "text/srt": Format.SRT,
 }
+"""Formats by the types that an `Accept` header may name."""
 
 
 def choose_format(query: str | None, accept: str | None) -> Format:
@@ -186,24 +183,22 @@ def choose_format(query: str | None, accept: str | None) -> Format:
             return Format(query.lower())
         except ValueError:
             raise InvalidOption("format", query, "one of " + ", ".join(Format)) from None
-    offers: list[tuple[float, Format]] = []
-    for part in (accept or "").split(","):
-        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
+    offers = [(0.0, Format.TEXT)]
+    for offer in "".join((accept or "").lower().split()).split(","):
+        name = offer.partition(";")[0]
         if name in _ACCEPTED:
-            offers.append((_quality(parameters), _ACCEPTED[name]))
-    best = max(offers, key=lambda offer: offer[0], default=(1.0, Format.TEXT))
-    return best[1] if best[0] > 0 else Format.TEXT
+            offers.append((_quality(offer), _ACCEPTED[name]))
+    return max(offers, key=itemgetter(0))[1]
 
 
-def _quality(parameters: Iterable[str]) -> float:
-    for parameter in parameters:
-        name, _, value = parameter.partition("=")
-        if name.strip() == "q":
-            try:
-                return float(value)
-            except ValueError:
-                return 0.0
-    return 1.0
+def _quality(offer: str) -> float:
+    """How welcome one type of an `Accept` header without spaces is: 1 unless it says `q=`, and 0
+    when that is no number."""
+    _, told, rest = offer.partition(";q=")
+    try:
+        return float(rest.partition(";")[0]) if told else 1.0
+    except ValueError:
+        return 0.0
 
 
 class Writer(ABC):
@@ -214,10 +209,12 @@ class Writer(ABC):
         self.words = words
 
     def begin(self) -> str:
+        """What comes before the first event."""
         return ""
 
     @abstractmethod
-    def write(self, event: Event) -> str | bytes: ...
+    def write(self, event: Event) -> str | bytes:
+        """What the next event adds; empty when it adds nothing, or nothing yet."""
 
     def keepalive(self) -> str:
         """What may be sent while nothing happens; empty where the format has no such thing."""
@@ -227,21 +224,16 @@ class Writer(ABC):
 class TextWriter(Writer):
     """Finals only, one utterance a line."""
 
-    def __init__(self, *, words: bool = True) -> None:
-        super().__init__(words=words)
-        self._utterance: int | None = None
+    _utterance: int | None = None
+    """Of the line that is open."""
 
     def write(self, event: Event) -> str:
         match event:
             case Final():
-                if self._utterance is None:
-                    lead = ""
-                elif event.utterance != self._utterance:
-                    lead = "\n"
-                else:
-                    lead = "" if event.language in UNSPACED else " "
-                self._utterance = event.utterance
-                return lead + event.text
+                before, self._utterance = self._utterance, event.utterance
+                if before == event.utterance:
+                    return join_words(("", event.text), event.language)
+                return event.text if before is None else "\n" + event.text
             case Endpoint() | End() if self._utterance is not None:
                 self._utterance = None
                 return "\n"
@@ -254,8 +246,8 @@ class NdjsonWriter(Writer):
 
 
 def sse_data(line: str) -> str:
-    """A line of JSON as one server-sent event, or the end of one. What relays it looks for the end
-    of all by its text, anywhere in a line, so that is written otherwise."""
+    """The data of one server-sent event: a line of JSON. Gateways take the whole stream for ended
+    when they find `[DONE]` anywhere in a line, so a transcript that says it is escaped."""
     return "data: " + line.replace(DONE, "\\u005bDONE]") + "\n\n"
 
 
@@ -327,81 +319,63 @@ class JsonWriter(Writer):
         return segment
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cue:
-    """One subtitle: at most two lines of 42 characters, at most 7 s, unless one word is longer."""
+    """One subtitle, in the making: at most two lines of 42 characters, at most 7 s, unless one word
+    is longer. Seconds."""
 
     start: float
     end: float
-    lines: tuple[str, ...]
+    lines: list[str]
 
-
-@dataclass(slots=True)
-class _OpenCue:
-    words: list[Word] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
-    space: str = " "
-
-    def takes(self, word: Word) -> bool:
-        if not self.words:
-            return True
-        if word.end - self.words[0].start > MAX_CUE_SECONDS:
+    def take(self, word: Word, language: str) -> bool:
+        """Put a word behind the others, if there is room for it."""
+        longer = join_words((self.lines[-1], word.text), language)
+        if word.end - self.start > MAX_CUE_SECONDS:
             return False
-        return len(self.lines) < MAX_CUE_LINES or self._fits(word)
-
-    def _fits(self, word: Word) -> bool:
-        return len(self.lines[-1] + self.space + word.text) <= MAX_LINE_CHARACTERS
-
-    def add(self, word: Word) -> None:
-        if self.lines and self._fits(word):
-            self.lines[-1] += self.space + word.text
-        else:
+        if len(longer) <= MAX_LINE_CHARACTERS:
+            self.lines[-1] = longer
+        elif len(self.lines) < MAX_CUE_LINES:
             self.lines.append(word.text)
-        self.words.append(word)
-
-    def close(self) -> Cue:
-        return Cue(self.words[0].start, self.words[-1].end, tuple(self.lines))
+        else:
+            return False
+        self.end = word.end
+        return True
 
 
 class _CueWriter(Writer):
     """Writes a cue when it is full or its utterance is over, whatever finals its words came in."""
 
-    def __init__(self, *, words: bool = True) -> None:
-        super().__init__(words=words)
-        self._open = _OpenCue()
-        self._utterance: int | None = None
+    _cue: Cue | None = None
+    _utterance: int | None = None
 
     def write(self, event: Event) -> str:
-        cues: list[Cue] = []
+        written = ""
         match event:
             case Final():
                 if event.utterance != self._utterance:
-                    self._flush(cues)
+                    written = self._close()
                 self._utterance = event.utterance
-                self._open.space = join_words(("", ""), event.language)
                 for word in event.words:
-                    if not self._open.takes(word):
-                        self._flush(cues)
-                    self._open.add(word)
+                    if self._cue is None or not self._cue.take(word, event.language):
+                        written += self._close()
+                        self._cue = Cue(word.start, word.end, [word.text])
             case Endpoint() | Failure() | End():
-                self._flush(cues)
-        return "".join(map(self._cue, cues))
+                written = self._close()
+        return written
 
-    def _flush(self, cues: list[Cue]) -> None:
-        if self._open.words:
-            cues.append(self._open.close())
-            self._open = _OpenCue(space=self._open.space)
+    def _close(self) -> str:
+        cue, self._cue = self._cue, None
+        return "" if cue is None else self._text(cue)
 
     @abstractmethod
-    def _cue(self, cue: Cue) -> str: ...
+    def _text(self, cue: Cue) -> str: ...
 
 
 class SrtWriter(_CueWriter):
-    def __init__(self, *, words: bool = True) -> None:
-        super().__init__(words=words)
-        self._count = 0
+    _count = 0
 
-    def _cue(self, cue: Cue) -> str:
+    def _text(self, cue: Cue) -> str:
         self._count += 1
         times = f"{clock(cue.start, ',')} --> {clock(cue.end, ',')}"
         return f"{self._count}\n{times}\n" + "\n".join(cue.lines) + "\n\n"
@@ -413,7 +387,7 @@ class VttWriter(_CueWriter):
     def begin(self) -> str:
         return "WEBVTT\n\n"
 
-    def _cue(self, cue: Cue) -> str:
+    def _text(self, cue: Cue) -> str:
         times = f"{clock(cue.start, '.')} --> {clock(cue.end, '.')}"
         return f"{times}\n" + "\n".join(cue.lines).translate(self._ESCAPES) + "\n\n"
 

@@ -487,7 +487,7 @@ async def test_a_slow_engine_holds_the_sender_and_nothing_is_lost(
         await asyncio.to_thread(model.asked.wait, TIMEOUT)
         done, _ = await asyncio.wait({source}, timeout=1)
         assert not done
-        assert door.service.jobs.get("j").audio_seconds < len(audio) / 32_000 - 10
+        assert door.service.jobs.get("j").work.audio_seconds < len(audio) / 32_000 - 10
         model.gate.set()
         assert (await source)[0] == 200
         finals = [event for event in await door.events("j") if event["type"] == "final"]

@@ -34,13 +34,14 @@ def frame() -> Frame:
     return pixels
 
 
+# A gateway hears nothing of a stream before its first status behind the beginning.
+SETTINGS = Settings(worker=WorkerSettings(heartbeat_seconds=0.1))
+
+
 def serve_processor(
-    processor: Processor, settings: Settings | None = None
+    processor: Processor, settings: Settings = SETTINGS
 ) -> AbstractAsyncContextManager[tuple[str, Service]]:
-    # A stream's gateway begins to read a moment after its start: what it waits for is in the next
-    # status, which by default comes only after 5 s.
-    often = Settings(worker=WorkerSettings(heartbeat_seconds=0.2))
-    return serve_app(settings=settings or often, processor=processor)
+    return serve_app(settings=settings, processor=processor)
 
 
 def tinted(pixels: Frame) -> Frame:
@@ -233,7 +234,7 @@ async def test_an_input_that_stalls_does_not_hold_its_job() -> None:
         async with http.delete(f"{url}/live/j") as answer:
             assert (await answer.json())["state"] == "ended"
         assert (await sending).status == 200
-        assert job.counters()["payloads"] == 0  # a part of an input is none
+        assert job.work.counters()["payloads"] == 0  # a part of an input is none
 
 
 async def test_a_failed_input_ends_no_job_that_goes_on() -> None:

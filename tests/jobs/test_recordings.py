@@ -1,4 +1,4 @@
-"""Recordings in, segments out: with scripted weights, and once with real ones."""
+"""Recordings in, passages out: with scripted weights, and once with real ones."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,7 +13,7 @@ from whisper_byoc.decode import DecodeRequest, Hypothesis
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.batched import BatchedModel
 from whisper_byoc.inference.voice import VoiceModel, VoiceRequest
-from whisper_byoc.jobs.recordings import RecordingOptions, Segment, transcribe_recordings
+from whisper_byoc.jobs.recordings import Passage, RecordingOptions, transcribe_recordings
 from whisper_byoc.transcript import Word
 
 Samples = NDArray[np.float32]
@@ -55,9 +55,9 @@ def silence(seconds: float) -> Samples:
     return np.zeros(round(seconds * SAMPLE_RATE), dtype=np.float32)
 
 
-def transcribe(model: ScriptedModel, *recordings: list[Samples], batch: int = 4) -> list[Segment]:
+def transcribe(model: ScriptedModel, *recordings: list[Samples], batch: int = 4) -> list[Passage]:
     found = transcribe_recordings(model, loud_is_voice, recordings, OPTIONS, batch)
-    return [segment for _, segment in found]
+    return [passage for _, passage in found]
 
 
 def test_windows_of_all_recordings_go_together() -> None:
@@ -72,8 +72,8 @@ def test_windows_of_all_recordings_go_together() -> None:
 
 
 def test_times_do_not_fall() -> None:
-    segments = transcribe(ScriptedModel(), [speech(100)])
-    limits = [time for segment in segments for time in (segment.start, segment.end)]
+    passages = transcribe(ScriptedModel(), [speech(100)])
+    limits = [time for passage in passages for time in (passage.start, passage.end)]
     assert limits == sorted(limits)
     assert limits[-1] <= 100
 
@@ -107,18 +107,18 @@ def test_what_a_window_left_out_is_heard_in_parts() -> None:
             return Hypothesis("word", "en", (Word("word", 0.0, seconds, 0.9),))
 
     model = Lazy()
-    segments = transcribe(model, [speech(12)], [speech(3)], [speech(9)])
-    ends = [(round(segment.start), round(segment.end)) for segment in segments]
+    passages = transcribe(model, [speech(12)], [speech(3)], [speech(9)])
+    ends = [(round(passage.start), round(passage.end)) for passage in passages]
     assert ends == [(0, 5), (5, 10), (10, 12), (0, 3), (0, 5), (5, 9)]
     assert model.batches == [3, 4, 2]
 
 
-def test_hours_are_read_as_they_are_needed() -> None:
+def test_long_recordings_are_read_as_they_are_needed() -> None:
     num_read = 0
 
     def hours() -> Iterator[Samples]:
         nonlocal num_read
-        for _ in range(720):
+        for _ in range(160):
             num_read += 1
             yield np.concatenate([speech(4), silence(6)])
 
@@ -126,7 +126,7 @@ def test_hours_are_read_as_they_are_needed() -> None:
     found = transcribe_recordings(model, loud_is_voice, [hours()], OPTIONS, 8)
     next(found)
     assert num_read < 20
-    assert sum(1 for _ in found) == 719
+    assert sum(1 for _ in found) == 159
     assert set(model.batches) == {8}
 
 
@@ -150,22 +150,22 @@ SENTENCES = (
 
 @pytest.mark.model
 def test_a_long_recording_is_heard_from_end_to_end(speak: Speak) -> None:
-    """Four minutes of sentences with pauses: all are there, in order, at their times."""
+    """Two minutes of sentences with pauses: all are there, in order, at their times."""
     spoken = [speak(sentence) for sentence in SENTENCES]
     blocks, foxes, position = [], [], 0
-    for number in range(8 * len(SENTENCES)):
+    for number in range(4 * len(SENTENCES)):
         if number % len(SENTENCES) == 0:
             foxes.append(position / SAMPLE_RATE)
         blocks += [spoken[number % len(SENTENCES)], silence(1)]
         position += len(blocks[-2]) + len(blocks[-1])
     model = BatchedModel("tiny.en", MODELS / "tiny.en.pt", "cpu")
-    found = transcribe_recordings(model, VoiceModel().probabilities, [blocks], OPTIONS, 8)
-    segments = [segment for _, segment in found]
-    heard = plain(" ".join(segment.text for segment in segments))
-    assert jiwer.wer(plain(" ".join(SENTENCES * 8)), heard) < 0.05, heard
-    words = [word for segment in segments for word in segment.words]
+    found = transcribe_recordings(model, VoiceModel().probabilities, [blocks], OPTIONS, 3)
+    passages = [passage for _, passage in found]
+    heard = plain(" ".join(passage.text for passage in passages))
+    assert jiwer.wer(plain(" ".join(SENTENCES * 4)), heard) < 0.05, heard
+    words = [word for passage in passages for word in passage.words]
     times = [word.start for word in words if plain(word.text) == "fox"]
-    assert len(times) == 8
+    assert len(times) == 4
     assert all(0 < time - start < 2 for time, start in zip(times, foxes, strict=True))
 
 

@@ -13,13 +13,8 @@ from hypothesis import strategies as st
 from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import FRAME_SAMPLES, MAX_WINDOW_SECONDS, Hypothesis, Trip
 from whisper_byoc.settings import Mode, StreamingSettings
-from whisper_byoc.streaming.transcriber import (
-    MAX_BLOCK_SAMPLES,
-    Purpose,
-    SampleBuffer,
-    Transcriber,
-    Window,
-)
+from whisper_byoc.streaming.transcriber import MAX_BLOCK_SAMPLES, Transcriber
+from whisper_byoc.streaming.utterance import Purpose, Window
 from whisper_byoc.streaming.vad import VoiceRules
 from whisper_byoc.transcript import End, Endpoint, EndReason, Event, Failure, Final, Partial, Word
 
@@ -317,18 +312,15 @@ def test_settings_count_from_the_next_audio_on() -> None:
     assert [event.type for event in stream.events] == ["final", "endpoint"]
 
 
-def test_lag_and_dropped_partials_are_counted() -> None:
-    stream = Stream(live=True)
-    stream.speak(6)
-    assert 0 < stream.transcriber.final_lag_seconds < 3
+def test_partials_that_were_made_and_dropped_are_counted() -> None:
     for seconds, made, dropped in ((0.01, 16, 0), (1.0, 6, 8)):
         transcriber = Transcriber(SETTINGS, RULES)
         for _ in range(round(8 * FRAMES_PER_SECOND)):
             transcriber.receive_audio(np.zeros(FRAME_SAMPLES, dtype=np.float32), [0.9])
             if transcriber.next_window(live=True):
                 transcriber.receive_hypothesis(Hypothesis("word", "en"), seconds)
-        assert transcriber.num_partials == pytest.approx(made, abs=1)
-        assert transcriber.num_partials_dropped == pytest.approx(dropped, abs=1)
+        assert transcriber.pace.num_made == pytest.approx(made, abs=1)
+        assert transcriber.pace.num_dropped == pytest.approx(dropped, abs=1)
 
 
 @pytest.mark.parametrize(("trip", "shown"), [(Trip.LOOP, []), (Trip.IMPROBABLE, ["S, S, S"])])
@@ -371,22 +363,6 @@ def test_languages_without_spaces_are_written_without() -> None:
     assert forced[-1] == "s0s1s2"
     stream.pause(1)
     assert "".join(event.text for event in final_events(stream)) == "s0s1s2s3s4s5"
-
-
-def test_partials_come_as_often_as_they_can_be_afforded() -> None:
-    def num_partials(seconds: float) -> int:
-        transcriber = Transcriber(SETTINGS, RULES)
-        frame = np.zeros(FRAME_SAMPLES, dtype=np.float32)
-        number = 0
-        for _ in range(round(8 * FRAMES_PER_SECOND)):
-            transcriber.receive_audio(frame, [0.9])
-            if transcriber.next_window(live=True):
-                number += 1
-                transcriber.receive_hypothesis(Hypothesis(f"{number}", "en"), seconds)
-        return number
-
-    assert num_partials(0.01) == pytest.approx(8 / 0.5, abs=2)
-    assert num_partials(1.0) == pytest.approx(8 / 1.5, abs=2)
 
 
 def test_one_window_is_out_at_a_time() -> None:
@@ -448,6 +424,18 @@ def test_a_failed_decode_ends_the_stream_with_its_reason() -> None:
     assert len(stream.events) == 2
 
 
+def test_nothing_comes_after_a_failure_whatever_is_still_received() -> None:
+    stream = Stream()
+    stream.speak(2)
+    stream.transcriber.receive_failure("decode_failed", "no memory")
+    stream.transcriber.receive_finalize()
+    stream.decode()
+    stream.pause(3)
+    stream.speak(1)
+    assert [event.type for event in stream.events] == ["error", "end"]
+    assert stream.transcriber.audio_seconds == pytest.approx(2, abs=0.05)
+
+
 def test_what_was_heard_before_bad_audio_is_flushed_first() -> None:
     stream = Stream()
     stream.speak(2)
@@ -507,16 +495,3 @@ def final_events(stream: Stream) -> list[Final]:
 def final_words(stream: Stream) -> Iterator[Word]:
     for event in final_events(stream):
         yield from event.words
-
-
-@given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 9000)), max_size=30))
-def test_the_sample_buffer_gives_back_what_is_kept(steps: list[tuple[int, int]]) -> None:
-    buffer = SampleBuffer()
-    end = 0
-    for length, dropped in steps:
-        buffer.append(np.arange(end, end + length, dtype=np.float32))
-        end += length
-        buffer.drop_before(buffer.start + dropped)
-        assert buffer.end == end
-        kept = buffer.copy(buffer.start, buffer.end)
-        assert np.array_equal(kept, np.arange(buffer.start, end, dtype=np.float32))

@@ -206,10 +206,10 @@ class Exchange:
         """whole: whether the job has ended, so that its duration and speed are known."""
         model = requests.model_header(self._service, job)
         metadata: dict[str, Any] = {"model": model[requests.MODEL_HEADER]}
-        if whole and job is not None and job.audio_seconds:
-            decoding = job.counters().get("decode_seconds", 0.0)
-            metadata["duration"] = round(job.audio_seconds, 3)
-            metadata["rtf"] = round(decoding / job.audio_seconds, 4)
+        if whole and job is not None and job.work.audio_seconds:
+            decoding = job.work.counters().get("decode_seconds", 0.0)
+            metadata["duration"] = round(job.work.audio_seconds, 3)
+            metadata["rtf"] = round(decoding / job.work.audio_seconds, 4)
         return {
             "Content-Type": answer.content_type,
             "Cache-Control": "no-store",

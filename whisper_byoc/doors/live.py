@@ -43,7 +43,7 @@ async def put_source(request: Request) -> Response:
         {
             "job_id": job_id,
             "bytes": num_bytes,
-            "audio_seconds": round(job.audio_seconds, 3) if job else 0.0,
+            "audio_seconds": round(job.work.audio_seconds, 3) if job else 0.0,
             "state": job.state if job else None,
         },
         headers=requests.model_header(service, job),
@@ -57,7 +57,7 @@ async def get_output(request: Request) -> Response:
     after = _last_event_id(request) if chosen is Format.SSE else -1
     job = await requests.while_connected(request, service.jobs.wait_for(job_id))
     idle_seconds = service.settings.jobs.keepalive_seconds
-    content_type, writer = job.writer(chosen)
+    content_type, writer = job.work.writer(chosen)
     return StreamingResponse(
         _written(job.log, writer, after, idle_seconds, service),
         headers={

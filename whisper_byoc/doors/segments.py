@@ -97,7 +97,7 @@ async def get_segment(request: Request) -> Response:
         return Response(headers={**headers, protocol.CLOSED: protocol.TERMINATED})
     if seq >= log.next_seq or seq <= log.dropped_seq:
         return trickle.no_segment(seq, log.next_seq)
-    content_type, writer = job.writer(Format.NDJSON)
+    content_type, writer = job.work.writer(Format.NDJSON)
     events = log.after(seq - 1)
     # A partial that was replaced is an empty segment: clients skip it.
     body = writer.write(events[0]) if events and events[0].seq == seq else ""

@@ -1,6 +1,7 @@
 """The events of one job, kept for any number of readers."""
 
 import asyncio
+import math
 from bisect import bisect_right
 from collections.abc import AsyncIterator
 from operator import attrgetter
@@ -17,13 +18,15 @@ class EventLog:
     needed them is cut off.
     """
 
-    def __init__(self, max_events: int, max_bytes: int | None = None) -> None:
+    def __init__(self, max_events: int, max_bytes: float = math.inf) -> None:
         self._max_events = max_events
         self._max_bytes = max_bytes
         self.num_bytes = 0
         """Of the payloads that are kept."""
         self.dropped_seq = -1
         """The newest event that has given way; -1 for none."""
+        self.next_seq = 0
+        """Of the event that comes next."""
         self._events: list[Event] = []
         self._partial: Partial | None = None
         self._num_dropped = 0
@@ -48,14 +51,9 @@ class EventLog:
             self._events.append(event)
             self.num_bytes += _num_bytes(event)
             self._trim()
+        self.next_seq = event.seq + 1
         self._changed.set()
         self._changed = asyncio.Event()
-
-    @property
-    def next_seq(self) -> int:
-        """Behind the newest event."""
-        newest = self._events[-1].seq if self._events else -1
-        return max(newest, self._partial.seq if self._partial else -1, self.dropped_seq) + 1
 
     async def wait(self) -> None:
         """Until there is another event."""
@@ -89,8 +87,6 @@ class EventLog:
                     return
             if self.ended and not self.after(seq):
                 return  # asked to begin behind the end
-            if changed.is_set():
-                continue
             try:
                 async with asyncio.timeout(idle_seconds):
                     await changed.wait()
@@ -101,9 +97,8 @@ class EventLog:
         """Drop a tenth at once, so that a full log does not move its list at every event."""
         if len(self._events) > self._max_events:
             self._drop(max(1, self._max_events // 10))
-        while self._max_bytes is not None and self.num_bytes > self._max_bytes:
-            if len(self._events) == 1:  # the newest stays, however large
-                return
+        # The newest stays, however large.
+        while len(self._events) > 1 and self.num_bytes > self._max_bytes:
             self._drop(1)
 
     def _drop(self, count: int) -> None:

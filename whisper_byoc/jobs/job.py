@@ -8,25 +8,15 @@ from collections.abc import AsyncIterator, Callable
 from enum import StrEnum
 from typing import Any
 
+from whisper_byoc import errors
 from whisper_byoc.audio.formats import AudioFormat
-from whisper_byoc.errors import (
-    BodyTooLarge,
-    CutOff,
-    DecodeError,
-    InvalidJobId,
-    JobEnded,
-    ProcessorError,
-    ServiceError,
-    SourceBusy,
-    UnsupportedAudio,
-    first_of,
-)
+from whisper_byoc.errors import ServiceError
 from whisper_byoc.jobs.eventlog import EventLog
 from whisper_byoc.jobs.options import Options
 from whisper_byoc.jobs.work import Activity, Body, Chunks, JobLog, Owner, Work
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.settings import JobSettings
-from whisper_byoc.transcript import EndReason, Event, Format, Writer
+from whisper_byoc.transcript import EndReason, Event
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +68,7 @@ class Job:
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._activity = Activity()
-        self._work = begin(self)
+        self.work = begin(self)
 
     @property
     def state(self) -> JobState:
@@ -95,31 +85,11 @@ class Job:
     @property
     def worth_keeping(self) -> bool:
         """Whether anyone may want to read it again: not a job that never understood its input."""
-        return self.failure is None or self._work.has_understood
-
-    # What the work answers for.
+        return self.failure is None or self.work.has_understood
 
     @property
     def options(self) -> Options:
-        return self._work.options
-
-    @property
-    def relays_input(self) -> bool:
-        return self._work.relays_input
-
-    @property
-    def audio_seconds(self) -> float:
-        return self._work.audio_seconds
-
-    @property
-    def lag_seconds(self) -> float:
-        return self._work.lag_seconds
-
-    def counters(self) -> dict[str, Any]:
-        return self._work.counters()
-
-    def writer(self, output: Format) -> tuple[str, Writer]:
-        return self._work.writer(output)
+        return self.work.options
 
     def document(self) -> dict[str, Any]:
         """The state of the job for `GET /live/{job_id}`."""
@@ -132,7 +102,7 @@ class Job:
             "bytes": self.num_bytes,
             "problems": self.num_problems,
             "problem": None if self.problem is None else str(self.problem),
-            **self.counters(),
+            **self.work.counters(),
             "seconds": round(self.seconds, 3),
         }
 
@@ -148,26 +118,26 @@ class Job:
     def change(self, options: Options) -> None:
         """Go on with other options. Raises JobEnded."""
         self.check_runs()
-        self._work.change(options)
+        self.work.change(options)
         self.logger.info("options changed: %s", options.model_dump_json(exclude_unset=True))
 
     def check_runs(self) -> None:
         """Raises JobEnded."""
         if self.state is JobState.ENDED:
-            raise JobEnded(self.job_id)
+            raise errors.JobEnded(self.job_id)
 
     def check_receives(self) -> None:
         """Raises JobEnded or SourceBusy when no body can be taken now."""
         if self.state is not JobState.RECEIVING:
-            raise JobEnded(self.job_id)
+            raise errors.JobEnded(self.job_id)
         if self._body is not None:
-            raise SourceBusy(self.job_id)
+            raise errors.SourceBusy(self.job_id)
 
     async def finalize(self) -> None:
         """Return when all that has come is final; the stream goes on. Raises JobEnded."""
         self.check_runs()
         self.keep_alive()
-        await self._work.finalize()
+        await self.work.finalize()
 
     async def receive_body(
         self, chunks: Chunks, audio_format: AudioFormat | None, *, final: bool
@@ -180,12 +150,12 @@ class Job:
         be; and ProcessorError, which ends it only where the input was `final`.
         """
         self.check_receives()
-        limits = (self._settings.max_body_bytes, self._work.max_body_bytes)
+        limits = (self._settings.max_body_bytes, self.work.max_body_bytes)
         body = Body(chunks, min(it for it in limits if it is not None), self._count)
         try:
             await self._receive(body, audio_format)
         except ServiceError as error:
-            if isinstance(error, ProcessorError) and not final:
+            if isinstance(error, errors.ProcessorError) and not final:
                 raise
             await self._fail(error)
             await self._done.wait()
@@ -208,21 +178,25 @@ class Job:
         Raises DecodeError, and why the job has failed.
         """
         self._finish_segments = finish
-        bodies = self._work.bodies(segments, audio_format)
+        bodies = self.work.bodies(segments, audio_format)
         try:
             while not self._input_ended:
                 chunks = await anext(bodies, None)
                 if chunks is None or self._input_ended:
                     break
-                body = Body(chunks, self._work.max_body_bytes, self._count)
+                body = Body(chunks, self.work.max_body_bytes, self._count)
                 try:
                     await self._receive(body, audio_format)
-                except (UnsupportedAudio, ProcessorError, BodyTooLarge) as error:
+                except (
+                    errors.UnsupportedAudio,
+                    errors.ProcessorError,
+                    errors.BodyTooLarge,
+                ) as error:
                     if self.failure is not None:
                         raise
                     self.problem = error
                     self.num_problems += 1
-                    self._work.leave_out(error)
+                    self.work.leave_out(error)
             if self._stop_reason is not None:
                 await self._end_input(self._stop_reason)
         except ServiceError as error:
@@ -253,19 +227,19 @@ class Job:
         try:
             async with asyncio.TaskGroup() as group:
                 watch = group.create_task(self._watch_idle())
-                await self._work.run()
+                await self.work.run()
                 watch.cancel()
         except asyncio.CancelledError:
             if not self.log.ended:
-                self._abandon(CutOff())
+                self._abandon(errors.CutOff())
             raise
-        except ExceptionGroup as errors:  # one job's fault must not reach the others
-            error = first_of(errors)
+        except ExceptionGroup as failed:  # one job's fault must not reach the others
+            error = errors.first_of(failed)
             if isinstance(error, ServiceError):
                 self.logger.error("%s", error)
             else:
-                self.logger.error("failed", exc_info=errors)
-                error = DecodeError(f"{type(error).__name__}: {error}")
+                self.logger.error("failed", exc_info=failed)
+                error = errors.DecodeError(f"{type(error).__name__}: {error}")
             self._abandon(error)
         finally:
             self._finish()
@@ -278,7 +252,7 @@ class Job:
         """Raises BodyTooLarge, what is wrong with the body, and why the job has failed."""
         self._body = body
         try:
-            await self._work.receive(body, audio_format)
+            await self.work.receive(body, audio_format)
         finally:
             self._body = None
         if error := body.too_large or self.failure:
@@ -295,15 +269,17 @@ class Job:
         if not self._input_ended:
             self._input_ended = True
             try:
-                await self._work.receive_end(reason, failure)
-            except DecodeError as error:  # whoever ends the input waits for the end of the job
+                await self.work.receive_end(reason, failure)
+            except (
+                errors.DecodeError
+            ) as error:  # whoever ends the input waits for the end of the job
                 self._abandon(error)
 
     def _abandon(self, error: ServiceError) -> None:
         """End at once, without a flush."""
         self.failure = self.failure or error
         self._input_ended = True
-        self._work.abandon(error)
+        self.work.abandon(error)
 
     async def _watch_idle(self) -> None:
         if self._idle_seconds is None:
@@ -320,18 +296,18 @@ class Job:
         if self._finish_segments is not None:
             self._finish_segments()
         self._done.set()
-        self._metrics.count_job_ended(self.log.end_reason or EndReason.ERROR)
+        self._metrics.jobs_ended.labels(self.log.end_reason or EndReason.ERROR).inc()
         self.logger.info(
             "ended after %.1f s, reason %s%s, %d bytes, %s",
             self.seconds,
             self.log.end_reason,
             f" ({self.failure})" if self.failure else "",
             self.num_bytes,
-            ", ".join(f"{name} {value}" for name, value in self.counters().items()),
+            ", ".join(f"{name} {value}" for name, value in self.work.counters().items()),
         )
 
 
 def check_job_id(job_id: str) -> None:
     """Raises InvalidJobId. All dots are refused: clients and proxies fold them into the path."""
     if not _JOB_ID.match(job_id):
-        raise InvalidJobId(job_id)
+        raise errors.InvalidJobId(job_id)

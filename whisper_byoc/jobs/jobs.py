@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -51,7 +50,7 @@ class Jobs:
         self._settings = settings
         self._metrics = metrics
         self._running: dict[str, Job] = {}
-        self._ended: OrderedDict[str, Job] = OrderedDict()
+        self._ended: dict[str, Job] = {}
         self._group: asyncio.TaskGroup | None = None
         self._created = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -78,7 +77,7 @@ class Jobs:
 
     @property
     def max_lag_seconds(self) -> float:
-        return max((job.lag_seconds for job in self._running.values()), default=0.0)
+        return max((job.work.lag_seconds for job in self._running.values()), default=0.0)
 
     def find(self, job_id: str) -> Job | None:
         return self._running.get(job_id) or self._ended.get(job_id)
@@ -94,15 +93,11 @@ class Jobs:
     async def wait_for(self, job_id: str) -> Job:
         """The job, once it exists, within the grace time. Raises InvalidJobId and UnknownJob."""
         check_job_id(job_id)
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.jobs.output_grace_seconds):
-                while (job := self.find(job_id)) is None:
-                    if self.draining:
-                        raise UnknownJob(job_id)
+                while self.find(job_id) is None and not self.draining:
                     await self._created.wait()
-        except TimeoutError:
-            raise UnknownJob(job_id) from None
-        return job
+        return self.get(job_id)
 
     def open(
         self, job_id: str, options: Options, *, again: bool = False, attended: bool = False

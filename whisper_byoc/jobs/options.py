@@ -1,9 +1,10 @@
 """What a caller may choose for one job, at its start and while it runs (pure)."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from whisper_byoc.decode import Task
 from whisper_byoc.errors import InvalidOption
@@ -17,6 +18,8 @@ from whisper_byoc.settings import (
 
 MAX_PROMPT_CHARACTERS = 1000
 MAX_KEYTERMS = 100
+_PYDANTIC_BEGINNING = re.compile("^(Input should be|Value error,|(Tuple|String) should have) ")
+"""What pydantic's messages say before what was expected."""
 
 
 class Options(BaseModel):
@@ -26,21 +29,18 @@ class Options(BaseModel):
 
     def changed(self, values: Mapping[str, Any]) -> Self:
         """With other values for some. Raises InvalidOption, naming what was found and expected."""
-        fields = self.model_fields_set & type(self).model_fields.keys()
-        told = {name: getattr(self, name) for name in fields} | (self.model_extra or {})
         try:
-            return self.model_validate({**told, **values})
+            return self.model_validate({**self.model_dump(exclude_unset=True), **values})
         except ValidationError as error:
             problem = error.errors()[0]
-        name = str(problem["loc"][0]) if problem["loc"] else "keyterms"
+        name = str(problem["loc"][0])
         if problem["type"] == "extra_forbidden":
             raise InvalidOption("option", name, "one of " + ", ".join(type(self).model_fields))
         found = values.get(name)
         if problem["type"] == "string_too_long":
             found = f"{len(str(found))} characters"
-        raise InvalidOption(
-            name, found if isinstance(found, str) else repr(found), _wanted(problem)
-        )
+        expected = _PYDANTIC_BEGINNING.sub("", problem["msg"])
+        raise InvalidOption(name, found if isinstance(found, str) else repr(found), expected)
 
 
 class ProcessorOptions(Options):
@@ -86,11 +86,12 @@ class JobOptions(Options):
             return tuple(term.strip() for term in value if term.strip())
         return value
 
-    @model_validator(mode="after")
-    def _short(self) -> "JobOptions":
-        if len(", ".join(self.keyterms)) > MAX_PROMPT_CHARACTERS:
+    @field_validator("keyterms")
+    @classmethod
+    def _short(cls, terms: tuple[str, ...]) -> tuple[str, ...]:
+        if len(", ".join(terms)) > MAX_PROMPT_CHARACTERS:
             raise ValueError(f"at most {MAX_PROMPT_CHARACTERS} characters in all")
-        return self
+        return terms
 
     @property
     def context(self) -> str | None:
@@ -100,19 +101,5 @@ class JobOptions(Options):
 
     def streaming(self, service: StreamingSettings) -> StreamingSettings:
         """The service's settings with the job's own in their place."""
-        names = ("mode", "endpoint_silence", "partial_interval", "max_utterance")
-        chosen = {name: value for name in names if (value := getattr(self, name)) is not None}
+        chosen = self.model_dump(include=set(StreamingSettings.model_fields), exclude_none=True)
         return service.model_copy(update=chosen)
-
-
-def _wanted(problem: Mapping[str, Any]) -> str:
-    """pydantic's complaint as what was expected."""
-    text: str = problem["msg"]
-    for beginning in (
-        "Input should be ",
-        "Value error, ",
-        "Tuple should have ",
-        "String should have ",
-    ):
-        text = text.removeprefix(beginning)
-    return text

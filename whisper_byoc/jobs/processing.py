@@ -14,20 +14,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
+from whisper_byoc import transcript
 from whisper_byoc.audio.formats import AudioFormat
 from whisper_byoc.errors import ConfigurationError, ProcessorError, ServiceError
 from whisper_byoc.jobs.options import Options, ProcessorOptions
 from whisper_byoc.jobs.work import Body, Chunks, Owner
-from whisper_byoc.transcript import (
-    OCTETS,
-    End,
-    EndReason,
-    Failure,
-    Format,
-    Payload,
-    PayloadWriter,
-    Writer,
-)
+from whisper_byoc.transcript import EndReason, Format
 
 logger = logging.getLogger(__name__)
 
@@ -162,8 +154,8 @@ class Processing:
             "process_seconds": round(self._busy_seconds, 3),
         }
 
-    def writer(self, output: Format) -> tuple[str, Writer]:
-        return OCTETS, PayloadWriter()
+    def writer(self, output: Format) -> tuple[str, transcript.Writer]:
+        return transcript.OCTETS, transcript.PayloadWriter()
 
     def change(self, options: Options) -> None:
         """The processor is told before its next input."""
@@ -200,7 +192,7 @@ class Processing:
             self._send_payload(result)
 
     def _send_payload(self, data: bytes) -> None:
-        self._owner.send(Payload(next(self._seqs), data))
+        self._owner.send(transcript.Payload(next(self._seqs), data))
 
     async def receive_end(self, reason: EndReason, failure: ServiceError | None) -> None:
         self._end(reason, failure)
@@ -211,8 +203,8 @@ class Processing:
     def _end(self, reason: EndReason, failure: ServiceError | None) -> None:
         if not self._ended.is_set():
             if failure is not None:
-                self._owner.send(Failure(next(self._seqs), failure.code, str(failure)))
-            self._owner.send(End(next(self._seqs), 0.0, reason))
+                self._owner.send(transcript.Failure(next(self._seqs), failure.code, str(failure)))
+            self._owner.send(transcript.End(next(self._seqs), 0.0, reason))
             self._ended.set()
 
     async def run(self) -> None:

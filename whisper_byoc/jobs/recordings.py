@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +18,19 @@ from whisper_byoc.streaming.recording import RecordingPlanner, RecordingWindow, 
 from whisper_byoc.transcript import Word
 
 BLOCK_FRAMES = 64
+"""Frames (2 s) that are asked about voice in one call."""
 MAX_WINDOW_SECONDS = 28.0
+"""Measured: shorter windows cost words (docs/engine.md, Recordings)."""
 MAX_SPLITS = 3
 """How often a window may be divided because its words leave out speech."""
 
 Probabilities = Callable[[Sequence[VoiceRequest]], Sequence[NDArray[np.float32]]]
+"""Of each request the voice probabilities, float32 (n,), of its frames."""
+_Heard = tuple[RecordingWindow, Hypothesis]
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class Passage:
     """What was said in one window; times in seconds from the start of the recording."""
 
     start: float
@@ -51,23 +56,26 @@ def transcribe_recordings(
     recordings: Sequence[Iterable[NDArray[np.float32]]],
     options: RecordingOptions,
     max_batch: int,
-) -> Iterator[tuple[int, Segment]]:
-    """The number of a recording and its next segment, those of each recording in order.
+) -> Iterator[tuple[int, Passage]]:
+    """The number of a recording and its next passage, those of each recording in order.
 
-    recordings: blocks of float32 (n,), 16 kHz mono, read as they are needed. Holds the windows of
-    one batch. Synchronous, for the thread that owns the models. Raises DecodeError.
+    recordings: blocks of float32 (n,), 16 kHz mono, read as they are needed. Holds the audio of one
+    batch of windows. Synchronous, for the thread that owns the models. Raises DecodeError.
     """
-    max_batch = min(max_batch, model.max_batch)
-    waiting: list[tuple[int, RecordingWindow]] = []
+    windows = (
+        (number, window)
+        for number, blocks in enumerate(recordings)
+        for window in plan_windows(voice, blocks, options)
+    )
     last_ends = [0.0] * len(recordings)
-    for number, blocks in enumerate(recordings):
-        for window in plan_windows(voice, blocks, options):
-            waiting.append((number, window))
-            if len(waiting) == max_batch:
-                yield from _decode(model, waiting, options, last_ends)
-                waiting = []
-    if waiting:
-        yield from _decode(model, waiting, options, last_ends)
+    while batch := list(islice(windows, min(max_batch, model.max_batch))):
+        heard = _hear(model, [window for _, window in batch], options, MAX_SPLITS)
+        for (number, _), parts in zip(batch, heard, strict=True):
+            for window, hypothesis in parts:
+                passage = _passage(window, hypothesis, last_ends[number])
+                if passage.text:
+                    last_ends[number] = passage.end
+                    yield number, passage
 
 
 def plan_windows(
@@ -89,64 +97,44 @@ def _in_frames(blocks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.flo
     yield frames.receive_end()
 
 
-def _decode(
-    model: Model,
-    windows: Sequence[tuple[int, RecordingWindow]],
-    options: RecordingOptions,
-    last_ends: list[float],
-) -> Iterator[tuple[int, Segment]]:
-    for found in _hear(model, [window for _, window in windows], options, MAX_SPLITS):
-        number = windows[found.place][0]
-        segment = _segment(found.window, found.hypothesis, last_ends[number])
-        if segment.text:
-            last_ends[number] = segment.end
-            yield number, segment
-
-
-@dataclass(frozen=True, slots=True)
-class _Heard:
-    """A window, or part of the one at `place`, and what was heard in it."""
-
-    place: int
-    window: RecordingWindow
-    hypothesis: Hypothesis
-
-
 def _hear(
     model: Model, windows: Sequence[RecordingWindow], options: RecordingOptions, num_splits: int
-) -> list[_Heard]:
-    """Decode windows together; those whose words leave out speech once more, in two parts."""
-    heard: list[_Heard] = []
-    parts: list[tuple[int, RecordingWindow]] = []
+) -> list[list[_Heard]]:
+    """What was heard in each window: one hypothesis, or those of its parts, where its words leave
+    out speech and it was divided. Raises DecodeError."""
+    heard = [[it] for it in _decode(model, windows, options)]
+    if num_splits == 0:
+        return heard
+    divided = {
+        place: parts
+        for place, [(window, hypothesis)] in enumerate(heard)
+        if (parts := split_unheard(window, hypothesis.words))
+    }
+    again = iter(_hear(model, list(chain(*divided.values())), options, num_splits - 1))
+    for place, parts in divided.items():
+        heard[place] = list(chain(*islice(again, len(parts))))
+    return heard
+
+
+def _decode(
+    model: Model, windows: Sequence[RecordingWindow], options: RecordingOptions
+) -> Iterator[_Heard]:
+    """As many at once as the model takes. Raises DecodeError."""
     for first in range(0, len(windows), model.max_batch):
         some = windows[first : first + model.max_batch]
-        answers = model.decode([_request(window, options) for window in some])
-        for place, (window, answer) in enumerate(zip(some, answers, strict=True), start=first):
+        requests = [
+            DecodeRequest(window.samples, 0.0, options.language, options.task) for window in some
+        ]
+        for window, answer in zip(some, model.decode(requests), strict=True):
             if isinstance(answer, DecodeError):
                 raise answer
-            hypothesis = believed(answer)
-            split = split_unheard(window, hypothesis.words) if num_splits else []
-            parts += [(place, part) for part in split]
-            if not split:
-                heard.append(_Heard(place, window, hypothesis))
-    if parts:
-        again = _hear(model, [part for _, part in parts], options, num_splits - 1)
-        heard += [_Heard(parts[it.place][0], it.window, it.hypothesis) for it in again]
-    return sorted(heard, key=lambda it: (it.place, it.window.start))
+            yield window, believed(answer)
 
 
-def _request(window: RecordingWindow, options: RecordingOptions) -> DecodeRequest:
-    return DecodeRequest(
-        window.samples,
-        deadline=0.0,
-        language=options.language,
-        task=options.task,
-    )
-
-
-def _segment(window: RecordingWindow, hypothesis: Hypothesis, not_before: float) -> Segment:
+def _passage(window: RecordingWindow, hypothesis: Hypothesis, not_before: float) -> Passage:
+    """not_before: where the passage before it ends, in seconds from the start of the recording."""
     voiced = [window.start + place for place in window.voiced]
     words = place_words(hypothesis.words, window.offset, not_before, window.end, voiced)
     start = words[0].start if words else max(window.offset, not_before)
     end = words[-1].end if words else window.end
-    return Segment(start, end, hypothesis.text, words, hypothesis.language)
+    return Passage(start, end, hypothesis.text, words, hypothesis.language)

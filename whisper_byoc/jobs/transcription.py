@@ -21,20 +21,23 @@ from whisper_byoc.jobs.work import Body, Chunks, Owner
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.settings import StreamingSettings
 from whisper_byoc.streaming.frames import FrameBlocks
-from whisper_byoc.streaming.transcriber import MAX_BLOCK_SAMPLES, Purpose, Transcriber, Window
+from whisper_byoc.streaming.transcriber import MAX_BLOCK_SAMPLES, Transcriber
+from whisper_byoc.streaming.utterance import Purpose, Window
 from whisper_byoc.transcript import CONTENT_TYPES, WRITERS, EndReason, Final, Format, Writer
-
-_LIVE_SLACK_SECONDS = 1.0
-"""A stream that has brought more audio than the time since its start and this is a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """What all transcriptions share."""
+    """What all transcriptions share.
+
+    live_slack_seconds: a stream is live while it has brought no more audio than the time since its
+    start and this; what comes faster is a file, for which nobody waits word by word.
+    """
 
     engine: Engine
     voice: VoiceActivity
     metrics: Metrics
+    live_slack_seconds: float = 1.0
 
 
 class Transcriptions:
@@ -94,7 +97,7 @@ class Transcription:
         self._decoded = asyncio.Event()
         """There may be room, or what is waited for is final."""
         self._num_samples = self._num_words = 0
-        self._decode_seconds = 0.0
+        self._decode_seconds = self._final_lag_seconds = 0.0
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
 
@@ -115,10 +118,10 @@ class Transcription:
         return {
             "audio_seconds": round(self.audio_seconds, 3),
             "lag_seconds": round(self.lag_seconds, 3),
-            "final_lag_seconds": round(self._transcriber.final_lag_seconds, 3),
+            "final_lag_seconds": round(self._final_lag_seconds, 3),
             "decode_seconds": round(self._decode_seconds, 3),
-            "partials": self._transcriber.num_partials,
-            "partials_dropped": self._transcriber.num_partials_dropped,
+            "partials": self._transcriber.pace.num_made,
+            "partials_dropped": self._transcriber.pace.num_dropped,
             "words": self._num_words,
         }
 
@@ -200,7 +203,10 @@ class Transcription:
     async def run(self) -> None:
         while not self._transcriber.ended:
             self._heard.clear()
-            window = self._next_window()
+            before = self._transcriber.pace.num_dropped
+            window = self._transcriber.next_window(live=self._is_live())
+            num_dropped = self._transcriber.pace.num_dropped - before
+            self._inference.metrics.partials_dropped.inc(num_dropped)
             self._publish()
             if window is not None:
                 await self._decode(window)
@@ -209,13 +215,6 @@ class Transcription:
                 await self._heard.wait()
         self._publish()
         self._decoded.set()
-
-    def _next_window(self) -> Window | None:
-        before = self._transcriber.num_partials_dropped
-        window = self._transcriber.next_window(live=self._is_live())
-        dropped = self._transcriber.num_partials_dropped - before
-        self._inference.metrics.partials_dropped.inc(dropped)
-        return window
 
     async def _decode(self, window: Window) -> None:
         began = self._loop.time()
@@ -236,9 +235,8 @@ class Transcription:
         hypothesis = await self._inference.engine.decode(request)
         seconds = self._loop.time() - began
         self._decode_seconds += seconds
-        self._inference.metrics.observe_decode(window.purpose.name.lower(), seconds, hypothesis)
+        self._inference.metrics.observe_decode(window.purpose, seconds, hypothesis)
         self._transcriber.receive_hypothesis(hypothesis, seconds)
-        self._publish()
         self._decoded.set()
 
     async def _until_decoded(self) -> None:
@@ -247,14 +245,14 @@ class Transcription:
 
     def _is_live(self) -> bool:
         elapsed = self._loop.time() - self._started
-        in_time = self.audio_seconds <= elapsed + _LIVE_SLACK_SECONDS
-        return in_time and not self._transcriber.input_ended
+        in_time = self.audio_seconds <= elapsed + self._inference.live_slack_seconds
+        return in_time and self._transcriber.end_reason is None
 
     def _publish(self) -> None:
         for event in self._transcriber.events_to_send():
             if isinstance(event, Final):
                 self._num_words += len(event.words)
+                self._final_lag_seconds = self._transcriber.audio_seconds - event.end
                 if self._is_live():
-                    lag = self._transcriber.final_lag_seconds
-                    self._inference.metrics.final_lag_seconds.observe(lag)
+                    self._inference.metrics.final_lag_seconds.observe(self._final_lag_seconds)
             self._owner.send(event)

@@ -114,7 +114,7 @@ class Session:
             self._account.note_problem(str(problem), now)
         report = messages.JobReport(
             params=self._params(),
-            counters=job.counters(),
+            counters=job.work.counters(),
             failed=job.failure is not None,
             segments_dropped=self._to_job.num_skipped,
             segments_left_out=job.num_problems,
@@ -234,7 +234,7 @@ class Session:
         """Publish the input as it came, for gateways that want media back. A relay that fails is
         given up, and the words go on without it."""
         url = self.request.publish_url
-        if url is None or not self.job.relays_input:
+        if url is None or not self.job.work.relays_input:
             await self.stopping.wait()
             return
         reader = LocalReader(self._input)
@@ -255,7 +255,7 @@ class Session:
         """Every event of the job to the channel it belongs to, until the last."""
         data = self._publisher(http, self.request.data_url, "application/jsonl")
         media = None
-        if self.request.publish_url and not self.job.relays_input:
+        if self.request.publish_url and not self.job.work.relays_input:
             media = self._publisher(http, self.request.publish_url, "video/MP2T")
         keepalive = self._settings.data_keepalive_seconds
         pace = _Pace()

@@ -1,4 +1,5 @@
-"""What to believe of a hypothesis, and where a long one may be cut (pure)."""
+"""What to believe of a hypothesis, when its words were spoken, and where a long one may be cut
+(pure)."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -24,15 +25,19 @@ by somebody 0.41 and more (docs/streaming.md)."""
 
 _ENERGY_WINDOW = round(0.08 * SAMPLE_RATE)
 _ENERGY_STEP = round(0.01 * SAMPLE_RATE)
-BEFORE_WORD_END = 0.2
+"""Samples over which energy is measured, and by which the next place to measure begins later."""
+_BEFORE_WORD_END = 0.2
 AFTER_WORD_END = 0.1
 """Seconds around a word's end in which a cut is looked for: attention puts ends 0.10 s late on
 average, p5 -0.06 s, p95 +0.22 s."""
 WORD_END_MARGIN = 0.3
 """Seconds by which the times of words may be wrong."""
 _BEFORE_SPEECH, _AFTER_SPEECH = 0.06, 0.1
+"""Seconds that a word may have outside the frames of speech between its times."""
 _EARLIEST_CUT = 0.4
+"""Share of a long window that a cut leaves out at least, so that it gains room."""
 _LIVE_EDGE_SECONDS = 1.0
+"""Before the end of a window, in which words may still change."""
 
 
 def believed(hypothesis: Hypothesis) -> Hypothesis:
@@ -87,14 +92,6 @@ def _within_speech(start: float, end: float, voiced: Sequence[int]) -> tuple[flo
     return max(start, begins), min(end, ends)
 
 
-def unheard(voiced: Iterable[int], end: float) -> list[int]:
-    """The frames of speech that begin behind the end of the last word, which is in seconds.
-
-    A decoder without timestamps may end a text at a change of speaker, and stay at it."""
-    first = (end + WORD_END_MARGIN) * SAMPLE_RATE
-    return [place for place in voiced if place >= first]
-
-
 @dataclass(frozen=True, slots=True)
 class Cut:
     """The first `num_words` words end before `sample` of the window, the others begin after."""
@@ -112,19 +109,22 @@ def choose_cut(samples: NDArray[np.float32], words: Sequence[Word]) -> Cut:
     """
     seconds = len(samples) / SAMPLE_RATE
     latest = seconds - _LIVE_EDGE_SECONDS
-    best: tuple[float, Cut] | None = None
-    for index, (word, following) in enumerate(pairwise(words)):
-        if not (word.end >= seconds * _EARLIEST_CUT and following.start <= latest):
-            continue
-        stop = max(word.end + AFTER_WORD_END, following.start)
-        sample, energy = quietest(samples, word.end - BEFORE_WORD_END, stop)
-        if best is None or energy < best[0]:
-            best = energy, Cut(sample, index + 1)
-    if best is not None:
-        return best[1]
+    gaps = []
+    for number, (word, following) in enumerate(pairwise(words), start=1):
+        if word.end >= seconds * _EARLIEST_CUT and following.start <= latest:
+            stop = max(word.end + AFTER_WORD_END, following.start)
+            sample, energy = quietest(samples, word.end - _BEFORE_WORD_END, stop)
+            gaps.append((energy, sample, number))
+    if gaps:
+        _, sample, number = min(gaps)
+        return Cut(sample, number)
     sample, _ = quietest(samples, seconds / 2, latest)
-    ended = (word for word in words if (word.start + word.end) / 2 * SAMPLE_RATE < sample)
-    return Cut(sample, sum(1 for _ in ended))
+    return Cut(sample, sum((word.start + word.end) / 2 * SAMPLE_RATE < sample for word in words))
+
+
+def quietest_at_word_end(samples: NDArray[np.float32], end: float) -> tuple[int, float]:
+    """As `quietest`, around the end of a word, which is in seconds."""
+    return quietest(samples, end - _BEFORE_WORD_END, end + AFTER_WORD_END)
 
 
 def quietest(samples: NDArray[np.float32], start: float, stop: float) -> tuple[int, float]:

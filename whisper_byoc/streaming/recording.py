@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,45 +11,35 @@ from numpy.typing import NDArray
 from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import FRAME_SAMPLES, MAX_WINDOW_SECONDS
 from whisper_byoc.settings import StreamingSettings
-from whisper_byoc.streaming.hypothesis import WORD_END_MARGIN, quietest
-from whisper_byoc.streaming.transcriber import SampleBuffer
+from whisper_byoc.streaming.hypothesis import AFTER_WORD_END, WORD_END_MARGIN, quietest
+from whisper_byoc.streaming.samples import Excerpt, SampleBuffer
 from whisper_byoc.streaming.vad import MEASURED, SpeechDetector, SpeechEnd, SpeechStart, VoiceRules
 from whisper_byoc.transcript import Word
 
 MAX_PAUSE_SECONDS = 2.0
 """Speech on both sides of a longer pause is not decoded in one window."""
 _UNHEARD_SECONDS = 1.0
-"""Of speech between two words that make a gap."""
+"""Of speech between two words, from which on it was left out and not just hurried over."""
 _LEAST_PART = SAMPLE_RATE // 2
+"""Samples of the shorter part of a window that is divided: less would hold no whole word."""
 
 
 @dataclass(frozen=True, slots=True)
-class RecordingWindow:
-    """Samples to be decoded once: float32 (n,) from sample `start` of the recording; voiced: the
-    first samples of the frames of 512 that hold speech, from the start of the window."""
+class RecordingWindow(Excerpt):
+    """Audio of a recording to be decoded once; voiced: the first samples of the frames of 512 that
+    hold speech, counted from the start of the window."""
 
-    start: int
-    samples: NDArray[np.float32]
     voiced: tuple[int, ...] = ()
-
-    @property
-    def offset(self) -> float:
-        return self.start / SAMPLE_RATE
-
-    @property
-    def end(self) -> float:
-        return (self.start + len(self.samples)) / SAMPLE_RATE
 
 
 def split_unheard(window: RecordingWindow, words: Sequence[Word]) -> list[RecordingWindow]:
-    """A window in two, where its words leave out speech; nothing when they do not.
+    """A window in two, where its words leave out speech; empty when they do not.
 
     A decoder without timestamps may end a text at a change of speaker, or leap over a sentence.
-    Cut is at the quietest place after the word before the gap.
+    The cut is at the quietest place behind the word before the gap.
     """
-    seconds = len(window.samples) / SAMPLE_RATE
     ends = [0.0, *(word.end for word in words)]
-    starts = [*(word.start for word in words), seconds]
+    starts = [*(word.start for word in words), len(window.samples) / SAMPLE_RATE]
     gaps = []
     for end, start in zip(ends, starts, strict=True):
         first, last = (end + WORD_END_MARGIN) * SAMPLE_RATE, (start - WORD_END_MARGIN) * SAMPLE_RATE
@@ -57,17 +48,16 @@ def split_unheard(window: RecordingWindow, words: Sequence[Word]) -> list[Record
     unheard, end, start = max(gaps)
     if unheard < _UNHEARD_SECONDS or not words:
         return []
-    cut, _ = quietest(window.samples, end - 0.1, min(start, end + 1.0))
+    cut, _ = quietest(window.samples, end - AFTER_WORD_END, min(start, end + 1.0))
     if not _LEAST_PART <= cut <= len(window.samples) - _LEAST_PART:
         return []
-    parts = ((0, cut), (cut, len(window.samples)))
     return [
         RecordingWindow(
             window.start + first,
             window.samples[first:stop],
             tuple(place - first for place in window.voiced if first <= place < stop),
         )
-        for first, stop in parts
+        for first, stop in pairwise((0, cut, len(window.samples)))
     ]
 
 
@@ -88,39 +78,48 @@ class RecordingPlanner:
         self._detector = SpeechDetector(settings, rules)
         self._audio = SampleBuffer()
         self._group: tuple[int, int] | None = None
+        """First and last place of utterances that are over, and will be one window."""
         self._open: int | None = None
+        """Where the speech begins that is going on."""
         self._num_speech_frames = 0
+        """Of that speech."""
         self._voiced: deque[int] = deque()
+        """Places of the frames that hold speech and are in no window yet."""
         self._windows: list[RecordingWindow] = []
 
     def receive_audio(
         self, samples: NDArray[np.float32], voice: Sequence[float]
     ) -> list[RecordingWindow]:
-        """Take float32 (n,), 16 kHz mono, and the voice probability of each of its frames of 512
-        samples. Only the last block of a recording may end within a frame."""
-        for index, value in enumerate(voice):
-            self._audio.append(samples[index * FRAME_SAMPLES : (index + 1) * FRAME_SAMPLES])
+        """The windows that are whole with the next audio.
+
+        samples: float32 (n,), 16 kHz mono; voice: the probability of each of its frames of 512.
+        Only the last block of a recording may end within a frame.
+        """
+        frames = count(self._audio.end, FRAME_SAMPLES)
+        self._audio.append(samples)
+        for frame, value in zip(frames, voice, strict=False):
             if change := self._detector.receive_probability(value):
                 self._receive_change(change)
             if value >= self._rules.speech_threshold:
                 self._num_speech_frames += 1
-                self._voiced.append(self._audio.end - FRAME_SAMPLES)
-            if self._open is not None and self._audio.end - self._open >= self._max_samples:
-                self._cut(self._open)
+                self._voiced.append(frame)
+            end = min(frame + FRAME_SAMPLES, self._audio.end)
+            if self._open is not None and end - self._open >= self._max_samples:
+                self._cut(self._open, end)
         if self._group is not None and self._open is None:
-            pause = self._audio.end - self._group[1]
             # Speech that begins now would bring its pre-roll with it.
-            if pause > (MAX_PAUSE_SECONDS + self._rules.pre_roll) * SAMPLE_RATE:
+            pause = self._audio.end - self._rules.pre_roll_samples - self._group[1]
+            if pause > MAX_PAUSE_SECONDS * SAMPLE_RATE:
                 self._flush()
         self._drop_audio()
-        return self._taken()
+        return self._take()
 
     def receive_end(self) -> list[RecordingWindow]:
-        """No more audio comes."""
+        """The last windows: no more audio comes."""
         if self._detector.in_speech:
             self._receive_change(self._detector.end_speech())
         self._flush()
-        return self._taken()
+        return self._take()
 
     def _receive_change(self, change: SpeechStart | SpeechEnd) -> None:
         match change:
@@ -139,44 +138,40 @@ class RecordingPlanner:
             first, last = self._group
             pause = start - last
             if end - first <= self._max_samples and pause <= MAX_PAUSE_SECONDS * SAMPLE_RATE:
-                self._group = first, end
-                return
-            self._flush()
+                start = first
+            else:
+                self._flush()
         self._group = start, end
 
-    def _cut(self, start: int) -> None:
+    def _cut(self, start: int, end: int) -> None:
         """Speech has gone on for as long as a window may be: cut it in its later half."""
         self._flush()
-        samples = self._audio.copy(start, self._audio.end)
-        seconds = len(samples) / SAMPLE_RATE
-        place, _ = quietest(samples, seconds / 2, seconds)
-        self._windows.append(self._window(start, start + place))
+        seconds = (end - start) / SAMPLE_RATE
+        place, _ = quietest(self._audio.copy(start, end), seconds / 2, seconds)
+        self._group = start, start + place
+        self._flush()
         self._open = start + place
         # What remains is speech, however short it turns out to be.
         self._num_speech_frames = self._rules.min_speech_frames
 
     def _flush(self) -> None:
-        if self._group is not None:
-            start, end = self._group
-            self._windows.append(self._window(start, end))
-            self._group = None
-
-    def _window(self, start: int, end: int) -> RecordingWindow:
+        """The utterances that were put together are a whole window."""
+        if self._group is None:
+            return
+        (start, end), self._group = self._group, None
         while self._voiced and self._voiced[0] < start:
             self._voiced.popleft()
         voiced = tuple(place - start for place in self._voiced if place < end)
-        return RecordingWindow(start, self._audio.copy(start, end), voiced)
+        self._windows.append(RecordingWindow(start, self._audio.copy(start, end), voiced))
 
-    def _taken(self) -> list[RecordingWindow]:
+    def _take(self) -> list[RecordingWindow]:
         windows, self._windows = self._windows, []
         return windows
 
     def _drop_audio(self) -> None:
         """Keep the windows that are not whole yet, and the pre-roll of speech that may begin."""
-        pre_roll = self._rules.pre_roll_samples + FRAME_SAMPLES
-        needed = self._audio.end - pre_roll
-        if self._open is not None:
-            needed = min(needed, self._open)
-        if self._group is not None:
-            needed = min(needed, self._group[0])
+        needed = self._audio.end - self._rules.pre_roll_samples - FRAME_SAMPLES
+        for start in (self._open, self._group and self._group[0]):
+            if start is not None:
+                needed = min(needed, start)
         self._audio.drop_before(needed)

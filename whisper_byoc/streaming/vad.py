@@ -66,22 +66,16 @@ class SpeechDetector:
         """Take the next frame's probability; returns what has changed with it."""
         frame_start = self._position
         self._position += FRAME_SAMPLES
-        if not self.in_speech:
-            if value < self._rules.speech_threshold:
-                return None
-            self.in_speech = True
-            self._silence_start = None
-            return SpeechStart(max(self._previous_end, frame_start - self._rules.pre_roll_samples))
         if value >= self._rules.speech_threshold:
             self._silence_start = None
-        elif value < self._rules.silence_threshold and self._silence_start is None:
+            if not self.in_speech:
+                self.in_speech = True
+                start = frame_start - self._rules.pre_roll_samples
+                return SpeechStart(max(self._previous_end, start))
+        elif self._silence_start is None and value < self._rules.silence_threshold:
             self._silence_start = frame_start
-        if (
-            self._silence_start is None
-            or self._position - self._silence_start < self._endpoint_samples
-        ):
-            return None
-        return self.end_speech()
+        silence = 0 if self._silence_start is None else self._position - self._silence_start
+        return self.end_speech() if self.in_speech and silence >= self._endpoint_samples else None
 
     def end_speech(self) -> SpeechEnd:
         """End speech here, whatever the silence: at the end of the stream, or when told to."""
