@@ -56,12 +56,12 @@ class Checkpoint(TypedDict):
     model_state_dict: dict[str, torch.Tensor]
 
 
-def read_ctranslate2(data: bytes | memoryview | Path) -> dict[str, NDArray[Any]]:
+def read_ctranslate2(data: bytes | memoryview) -> dict[str, NDArray[Any]]:
     """All tensors by name, aliases included, as read-only views into `data`.
 
     Raises InvalidModelFile for bytes that are cut short or are anything else.
     """
-    reader = _Reader(data.read_bytes() if isinstance(data, Path) else data)
+    reader = _Reader(data)
     reader.expect("version", reader.u32(), VERSION)
     reader.expect("specification", reader.string(), SPECIFICATION)
     reader.expect("revision", reader.u32(), REVISION)
