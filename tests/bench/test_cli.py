@@ -162,7 +162,7 @@ def test_a_worker_that_is_killed_is_named(manifest: Path) -> None:
         os.kill(worker, signal.SIGKILL)
         _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 1
-    assert "run ours failed: its worker ended with exit status -9" in errors
+    assert "run ours failed: its process ended with exit status -9" in errors
 
 
 def arguments_of(process: int) -> list[str]:
