@@ -17,7 +17,6 @@ from whisper_byoc.audio.ffmpeg import (
     Decoder,
     ffmpeg_command,
     find_ffmpeg,
-    open_decoder,
 )
 from whisper_byoc.audio.formats import (
     NATIVE,
@@ -115,6 +114,17 @@ RAW = {
     "audio/pcm;format=f32le;rate=48000": "-f f32le -ar 48000",
     "audio/pcmu": "-f mulaw -ar 8000",
 }
+
+
+@asynccontextmanager
+async def open_decoder(
+    audio_format: AudioFormat, ffmpeg_path: str | None = None
+) -> AsyncIterator[Decoder]:
+    decoder = await Decoder.start(audio_format, ffmpeg_path)
+    try:
+        yield decoder
+    finally:
+        await decoder.close()
 
 
 async def feed(source: AudioSource | Decoder, data: bytes, chunk_bytes: int = 4_096) -> None:

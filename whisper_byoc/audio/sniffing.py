@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from whisper_byoc.audio.formats import ACCEPTED, NATIVE, AudioFormat, Container, Pcm
+from whisper_byoc.audio.formats import ACCEPTED, NATIVE, AudioFormat, Container
 from whisper_byoc.errors import UnsupportedAudio
 
 _ADTS_HEADER = 7
@@ -57,20 +57,6 @@ def sniff(head: bytes, *, at_end: bool = False) -> AudioFormat | None:
             return found
         unsure |= found is None
     return None if unsure and not at_end else NATIVE
-
-
-def begins_anew(head: bytes, current: AudioFormat | None) -> bool:
-    """Whether a segment that begins with `head` is a file of its own, and not more of the one
-    before, which is `current`. Transport streams go on in one another, and so does raw audio."""
-    if isinstance(current, Pcm):
-        return False
-    try:
-        found = sniff(head, at_end=True)
-    except UnsupportedAudio:
-        return False
-    if not isinstance(found, Container):
-        return False
-    return not (found is Container.MPEG_TS and current is Container.MPEG_TS)
 
 
 def _verdicts(head: bytes, *, at_end: bool) -> Iterator[AudioFormat | None]:

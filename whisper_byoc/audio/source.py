@@ -7,22 +7,13 @@ leaves no process behind.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Protocol, Self
+from typing import Self
 
 from whisper_byoc.audio.body import BodyReader
 from whisper_byoc.audio.ffmpeg import BLOCK_BYTES, Decoder
 from whisper_byoc.audio.formats import NATIVE, AudioFormat, Samples
 from whisper_byoc.audio.pcm import RawStream, to_samples
 from whisper_byoc.errors import ServiceError
-
-
-class _Route(Protocol):
-    """What stands between the bytes of a body and its samples."""
-
-    async def send(self, data: bytes) -> None: ...
-    async def send_eof(self) -> None: ...
-    async def __anext__(self) -> Samples: ...
-    async def close(self) -> None: ...
 
 
 class _NativeRoute:
@@ -83,7 +74,7 @@ class AudioSource:
     ) -> None:
         self._reader = BodyReader(declared, stream)
         self._ffmpeg_path = ffmpeg_path
-        self._route: _Route | None = None
+        self._route: _NativeRoute | Decoder | None = None
         self._decided = asyncio.Event()  # there is a route, or there will be none
         self._error: ServiceError | None = None
         self._closed = False
