@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def exiting() -> Iterator[None]:
 
 
 seconds_option = click.option(
-    "--seconds", type=click.FloatRange(5), default=60.0, help="Of each stream, at least."
+    "--seconds", type=click.FloatRange(1), default=60.0, help="Of each stream, at least."
 )
 json_option = click.option(
     "--json", "only_json", is_flag=True, help="Print the line of JSON and no table."
@@ -127,6 +128,8 @@ def live(
     """
     with exiting():
         counts = parse_counts(streams)
+        if picture is not None and find_spec("matplotlib") is None:
+            raise BadInput("matplotlib is not installed, expected it for --picture")
         recordings, setup = read_for_streams(manifest, prefixes, models_dir, url)
         figures = run_live(recordings, counts, tracks, seconds, setup, options)
         report = about(seconds) | {"streams": figures}
