@@ -1,6 +1,6 @@
-"""Any audio into 16 kHz mono samples while it arrives, through ffmpeg as a live pipe.
+"""Any audio into 16 kHz mono samples while it arrives, by an ffmpeg process between two pipes.
 
-It writes no file, and leaves no process behind.
+Nothing is written to a file, and no process is left behind.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ from whisper_byoc.errors import ConfigurationError, UnsupportedAudio
 logger = logging.getLogger(__name__)
 
 BLOCK_BYTES: Final = NATIVE.rate * NATIVE.frame_bytes
-"""One second of NATIVE audio: what may wait between a body and the job that reads it. When it is
-there, `send` waits. ffmpeg and the kernel's two pipes hold some seconds more."""
+"""One second of NATIVE audio: so much may wait for the job that reads it before `send` waits.
+ffmpeg and the kernel's two pipes hold some seconds more."""
 
 # The audio codecs that are common in the containers we accept. ffmpeg opens decoders for all
 # streams of its input to probe them; with this list hostile video never reaches a video decoder.
@@ -106,7 +106,8 @@ def _format_options(audio_format: AudioFormat) -> dict[str, str | int]:
 
 
 class _Complaints(asyncio.Protocol):
-    """Empties ffmpeg's standard error, which would block it when full, and keeps the end."""
+    """Reads ffmpeg's standard error, since ffmpeg stops when that pipe is full, and keeps the last
+    4 KiB to say why it failed. `ended`: set when ffmpeg has closed it."""
 
     _KEPT_BYTES = 4_096
     _PREFIX = re.compile(r"^(?:\[[^\]]* @ 0x[0-9a-f]+\] ?)+")
@@ -127,7 +128,8 @@ class _Complaints(asyncio.Protocol):
 
     @property
     def last_line(self) -> str:
-        """The last line that one of ffmpeg's parts wrote; its main program adds general ones."""
+        """The last line by one of ffmpeg's parts (`[mp3 @ 0x5581c0] …`), without that prefix: it
+        names the cause, where the lines of the main program behind it are general."""
         lines = [line for line in self._tail.decode("utf-8", "replace").splitlines() if line]
         special = [line for line in lines if self._PREFIX.match(line)]
         line = (special or lines or ["no message"])[-1]
@@ -137,8 +139,8 @@ class _Complaints(asyncio.Protocol):
 class Decoder:
     """One ffmpeg process: bytes of one format in, samples out.
 
-    Who starts it closes it. One task sends, another iterates. A task that is cancelled in `send`
-    may have sent a part; one cancelled while iterating has lost nothing.
+    Whoever calls `start` calls `close`. One task sends, another iterates. Cancelling a `send` may
+    leave a part of its bytes sent; cancelling the iteration loses nothing.
     """
 
     def __init__(
@@ -188,8 +190,8 @@ class Decoder:
         return self._process.pid
 
     async def send(self, data: bytes) -> None:
-        """Waits while ffmpeg's pipe is full. When ffmpeg has gone the data are dropped: why it
-        went is told where the samples are read."""
+        """Waits while ffmpeg's pipe is full. When ffmpeg has ended the data are dropped: why it
+        ended is told by the iteration."""
         self._num_bytes += len(data)
         for start in range(0, len(data), BLOCK_BYTES):
             if self._stdin.is_closing():
@@ -242,8 +244,8 @@ class Decoder:
         )
 
     async def close(self) -> None:
-        """Kills ffmpeg and waits until it is gone; a task that still sends or iterates goes on
-        with nothing. Cancelling it leaves a process that is dead but may be reaped later."""
+        """Kill ffmpeg and wait until it is gone. A task that still sends has its bytes dropped, one
+        that iterates comes to the end. Cancelling this leaves ffmpeg dead, to be reaped later."""
         self._closed = True
         if self._process.returncode is None:
             self._process.kill()

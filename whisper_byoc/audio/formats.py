@@ -75,7 +75,7 @@ class Pcm:
 AudioFormat: TypeAlias = Container | Pcm
 
 NATIVE: Final = Pcm()
-"""The one format that needs no ffmpeg."""
+"""s16le, 16 kHz, mono: the one format that needs no ffmpeg."""
 
 ACCEPTED: Final = "raw PCM, WAV, FLAC, MP3, AAC, Ogg, WebM, MP4 or MPEG-TS"
 

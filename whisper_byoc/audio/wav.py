@@ -105,7 +105,10 @@ class WavReader:
 
 
 def _wav_layout(fmt: bytes) -> AudioFormat:
-    """Container.WAV where only ffmpeg can tell what the data are."""
+    """What the data are by the body of a fmt chunk; Container.WAV where only ffmpeg can tell.
+
+    Raises UnsupportedAudio.
+    """
     if len(fmt) < 16:
         raise UnsupportedAudio(f"WAV with a fmt chunk of {len(fmt)} bytes", "at least 16")
     tag, channels, rate, _, block, bits = struct.unpack_from("<HHIIHH", fmt)

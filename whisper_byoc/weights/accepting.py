@@ -1,4 +1,7 @@
-"""Where the weights lie, and whether they are the right ones. Downloads nothing."""
+"""Where the weights lie, and whether they are the right ones, by the manifest beside them.
+
+Downloads nothing.
+"""
 
 import hashlib
 import os
@@ -14,7 +17,7 @@ MANIFEST: Final = "manifest.json"
 
 
 class InvalidManifest(ConfigurationError):
-    """The manifest cannot be read; weights are not used on trust."""
+    """The manifest cannot be read, and weights that it does not accept are not loaded."""
 
     code = "invalid_manifest"
 
@@ -87,6 +90,7 @@ def find_weights(models_dir: Path, name: str) -> Path:
 
 
 def sha256_of(path: Path) -> str:
+    """Of a file, in lower-case hexadecimal digits. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -105,7 +109,7 @@ def read_manifest(models_dir: Path) -> Manifest:
 
 
 def write_manifest(models_dir: Path, manifest: Manifest) -> None:
-    """Replaces the file as a whole: a reader sees the old one or the new one."""
+    """Replaces the file as a whole: a reader sees the old one or the new one. Raises OSError."""
     path = models_dir / MANIFEST
     written = path.with_suffix(".json.new")
     written.write_bytes(_MANIFESTS.dump_json(manifest, indent=2) + b"\n")

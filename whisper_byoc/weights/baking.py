@@ -25,7 +25,7 @@ from whisper_byoc.weights.ctranslate2 import read_ctranslate2, save_checkpoint, 
 from whisper_byoc.weights.download import Downloader, Report
 
 PIP_SECONDS: Final = 300.0
-"""For pip to answer; an index behind a slow proxy takes minutes at times."""
+"""For pip to answer: more than its own retries take, by default 5 of 15 s each."""
 
 
 class SourceFailed(ConfigurationError):
@@ -60,15 +60,18 @@ class Observer(Protocol):
     """Is told how baking goes on; the script shows it to the user."""
 
     def transfer(self, label: str) -> AbstractContextManager[Report]:
-        """One file is fetched while the context is open."""
+        """Entered while the file `label` is fetched; gives what is told of its bytes."""
 
     def failed(self, failure: Failure) -> None:
-        """A source is given up."""
+        """A source is given up; the next one is tried."""
 
 
 @dataclass(frozen=True)
 class Baked:
-    """The weights of `name` that are at `path` now, and where they came from."""
+    """The weights of `name`, which are at `path` now.
+
+    source: where they came from. fresh: whether it was this call that put them there.
+    """
 
     name: str
     path: Path
@@ -98,7 +101,8 @@ class WheelPart:
 
 @dataclass(frozen=True)
 class CTranslate2Release:
-    """A model whose `model.bin`, joined, has this size and SHA-256."""
+    """A model that is published in wheels: its `model.bin` is in one or several parts, which
+    joined have this size and SHA-256."""
 
     parts: tuple[WheelPart, ...]
     num_bytes: int
