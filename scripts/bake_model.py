@@ -126,12 +126,14 @@ def check_weights(name: str, models_dir: Path, _keep: Path | None) -> str:
 
 
 def bake_weights(name: str, models_dir: Path, keep: Path | None) -> str:
-    # Here, since whisper takes 3 s to import and --check does without
-    from whisper_byoc.weights.baking import bake, keep_ctranslate2, sources_of
+    # Here, since it brings whisper, which takes 3 s to import, and --check does without.
+    from whisper_byoc.weights.baking import bake, sources_of
 
     began, terminal = time.monotonic(), Terminal(name)
     sources = sources_of(name, Downloader(tls_context(os.environ)))
     if keep:
+        from whisper_bench.faster_whisper_files import keep_ctranslate2
+
         keep_ctranslate2(name, models_dir, keep / name, sources, terminal)
     baked = bake(name, models_dir, sources, terminal)
     seconds = time.monotonic() - began

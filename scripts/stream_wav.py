@@ -17,11 +17,21 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.audio.source import AudioSource, open_source
 from whisper_byoc.client import ClientError, LiveClient
-from whisper_byoc.errors import UnsupportedAudio
+from whisper_byoc.errors import ServiceError, bare_errors
 from whisper_byoc.transcript import Format
 
 BYTES_PER_SECOND = SAMPLE_RATE * 2
 READ_BYTES = 65536
+
+
+class Unreadable(ServiceError):
+    """A file was opened and cannot be read; among the service's errors, so that `bare_errors`
+    takes it out of a task group, too."""
+
+    code = "unreadable"
+    text = "cannot be read: {problem}"
+
+    problem: str
 
 
 @click.command()
@@ -89,7 +99,7 @@ def main(
             try:
                 with opened(name) as file:
                     asyncio.run(stream(file, url, Format(output), query, piece_ms, progress))
-            except (ClientError, UnsupportedAudio, OSError) as error:
+            except (ServiceError, OSError) as error:
                 click.echo(f"stream_wav: {name}: {error}", err=True)
                 failed += 1
     sys.exit(1 if failed else 0)
@@ -112,14 +122,22 @@ async def stream(
     realtime_ms: int,
     progress: Progress,
 ) -> None:
-    """Send one file and print its transcript as it comes."""
+    """Send one file and print its transcript as it comes.
+
+    realtime_ms: length of the pieces that are sent at the speed of speech; 0 sends all at once.
+    Raises ClientError, Unreadable, and with `realtime_ms` UnsupportedAudio.
+    """
     size = os.fstat(file.fileno()).st_size if file.seekable() else None
     bar = progress.add_task(Path(file.name).name, total=size)
     job_id = f"stream-wav-{uuid.uuid4().hex[:12]}"
     audio = counted(read(file), progress, bar)
-    failure: BaseException | None = None
     try:
-        async with LiveClient(url) as client, open_source() as source, asyncio.TaskGroup() as group:
+        async with (
+            bare_errors(),
+            LiveClient(url) as client,
+            open_source() as source,
+            asyncio.TaskGroup() as group,
+        ):
             content_type = None
             if realtime_ms:
                 # Only decoded audio has a pace, so a file is decoded here.
@@ -130,12 +148,8 @@ async def stream(
             )
             with contextlib.suppress(ClientError):
                 await client.delete(job_id)
-    except* (ClientError, UnsupportedAudio, OSError) as errors:
-        failure = errors.exceptions[0]
     finally:
         progress.remove_task(bar)
-    if failure is not None:  # Python before 3.11.4 would wrap what an except* block raises
-        raise failure
 
 
 def show(text: str) -> None:
@@ -144,8 +158,12 @@ def show(text: str) -> None:
 
 
 async def feed(source: AudioSource, chunks: AsyncIterator[bytes]) -> None:
-    async for chunk in chunks:
-        await source.send(chunk)
+    """Raises Unreadable."""
+    try:
+        async for chunk in chunks:
+            await source.send(chunk)
+    except OSError as error:
+        raise Unreadable(str(error)) from error
     await source.send_eof()
 
 

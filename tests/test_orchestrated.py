@@ -238,7 +238,8 @@ async def test_case_120_a_swap_counts_from_the_start_of_the_session(
     segments = await transport_segments(padded(speak(TEXT)), first_time=100.0)
     async with open_orchestrator() as orchestrator:
         capability = Capability("whisper", url)
-        async with open_stream(orchestrator, capability, "swapped", first_seq=57) as stream:
+        orchestrator.trickle.create("swapped", "video/MP2T").next_write = 57
+        async with open_stream(orchestrator, capability, "swapped") as stream:
             await send(stream, segments)
             await stream.stop()
     check_words(stream.text, TEXT, 0.1)

@@ -5,21 +5,21 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
 from whisper_bench.endings import run_endings, show_endings
-from whisper_bench.files import read_audio, read_clips, seconds_of
+from whisper_bench.files import Recording, read_recordings, seconds_of
 from whisper_bench.live import draw, parse_counts, run_live, show_live
 from whisper_bench.machine import machine, num_cores, versions
-from whisper_bench.manifest import BadInput, Clip
+from whisper_bench.manifest import BadInput
 from whisper_bench.offline import DECODE_SECONDS, make_ctranslate2, measure, parse_peers, show
 from whisper_bench.peers import OURS, PEERS, SERVER
 from whisper_bench.setup import MODEL, ROOT, Setup
 from whisper_bench.terminal import tell
-from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.errors import ServiceError
 from whisper_byoc.weights.accepting import find_weights
 
@@ -58,7 +58,7 @@ def exiting() -> Iterator[None]:
 
 
 seconds_option = click.option(
-    "--seconds", type=click.FloatRange(5), default=60.0, help="Of each stream, at least."
+    "--seconds", type=click.FloatRange(1), default=60.0, help="Of each stream, at least."
 )
 json_option = click.option(
     "--json", "only_json", is_flag=True, help="Print the line of JSON and no table."
@@ -73,12 +73,11 @@ options_option = click.option(
 
 def read_for_streams(
     manifest: Path, prefixes: tuple[str, ...], models_dir: Path, url: str = ""
-) -> tuple[list[Clip], list[bytes], Setup]:
+) -> tuple[list[Recording], Setup]:
     """What the commands about live streams begin with. Raises BadInput and MissingModel."""
-    clips = read_clips(manifest, prefixes, None)
-    audio = [read_audio(manifest.parent / clip.file) for clip in clips]
+    recordings = read_recordings(manifest, prefixes)
     weights = find_weights(models_dir, MODEL)
-    return clips, audio, Setup(models_dir, weights, num_cores(), url, "batched", "cpu", 8)
+    return recordings, Setup(models_dir, weights, num_cores(), url, "batched", "cpu", 8)
 
 
 def about(seconds: float) -> dict[str, Any]:
@@ -129,8 +128,10 @@ def live(
     """
     with exiting():
         counts = parse_counts(streams)
-        clips, audio, setup = read_for_streams(manifest, prefixes, models_dir, url)
-        figures = run_live(clips, audio, counts, tracks, seconds, setup, options)
+        if picture is not None and find_spec("matplotlib") is None:
+            raise BadInput("matplotlib is not installed, expected it for --picture")
+        recordings, setup = read_for_streams(manifest, prefixes, models_dir, url)
+        figures = run_live(recordings, counts, tracks, seconds, setup, options)
         report = about(seconds) | {"streams": figures}
         if picture is not None:
             draw(report, picture)
@@ -172,12 +173,12 @@ def replay(
     Every decode is taken to last --latency, so lags do not tell how fast the machine is. Files are
     joined with others of their folder, each once. The last line printed is a JSON object.
     """
-    # It brings torch, which the other commands leave to their workers.
+    # It brings torch, which the other commands leave to processes of their own.
     from whisper_bench.replay import run_replay, show_replay
 
     with exiting():
-        clips, audio, setup = read_for_streams(manifest, prefixes, models_dir)
-        figures = run_replay(clips, audio, seconds, half, latency, setup, options)
+        recordings, setup = read_for_streams(manifest, prefixes, models_dir)
+        figures = run_replay(recordings, seconds, half, latency, setup, options)
         report = about(seconds) | {"latency": latency, "half": half, "streams": figures}
     if not only_json:
         show_replay(report)
@@ -212,8 +213,8 @@ def endings(
     a JSON object.
     """
     with exiting():
-        clips, audio, setup = read_for_streams(manifest, prefixes, models_dir, url)
-        figures = run_endings(clips, audio, trials, at_once, seed, setup, options)
+        recordings, setup = read_for_streams(manifest, prefixes, models_dir, url)
+        figures = run_endings(recordings, trials, at_once, seed, setup, options)
         report = about(figures.pop("seconds")) | figures
     if not only_json:
         show_endings(report)
@@ -264,9 +265,9 @@ def offline(
     """
     with exiting():
         runs = [OURS, *parse_peers(peers), *([SERVER] if url else [])]
-        clips = read_clips(manifest, prefixes, limit)
-        audio = [read_audio(manifest.parent / clip.file) for clip in clips]
-        if "openai-decode" in runs and max(map(len, audio)) > 2 * DECODE_SECONDS * SAMPLE_RATE:
+        recordings = read_recordings(manifest, prefixes, limit)
+        longest = max(seconds_of([recording]) for recording in recordings)
+        if "openai-decode" in runs and longest > DECODE_SECONDS:
             tell(f"openai-decode hears only the first {DECODE_SECONDS} s of a file")
         setup = Setup(
             models_dir, find_weights(models_dir, MODEL), threads, url, engine, device, batch
@@ -279,9 +280,9 @@ def offline(
             "versions": versions(),
             "model": MODEL,
             "batch": batch,
-            "files": len(clips),
-            "audio_seconds": round(seconds_of(audio), 3),
-            "runs": measure(runs, clips, audio, setup, repeats),
+            "files": len(recordings),
+            "audio_seconds": round(seconds_of(recordings), 3),
+            "runs": measure(runs, recordings, setup, repeats),
         }
     if not only_json:
         show(report, profile)

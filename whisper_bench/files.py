@@ -3,6 +3,7 @@
 import wave
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import ffmpeg
@@ -13,11 +14,30 @@ from whisper_byoc.audio.ffmpeg import find_ffmpeg
 from whisper_byoc.audio.formats import SAMPLE_RATE
 
 
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A clip of a manifest and its audio, 16 kHz mono int16."""
+
+    clip: Clip
+    audio: bytes
+
+
+def read_recordings(
+    manifest: Path, prefixes: Sequence[str], limit: int | None = None
+) -> list[Recording]:
+    """The first `limit` clips that begin with a prefix (see `select_clips`), with their audio.
+
+    Raises BadInput, ConfigurationError where ffmpeg is needed and there is none.
+    """
+    clips = read_clips(manifest, prefixes)[:limit]
+    return [Recording(clip, read_audio(manifest.parent / clip.file)) for clip in clips]
+
+
 def read_audio(path: Path) -> bytes:
     """16 kHz mono int16, what openai-whisper makes of a file too. Raises BadInput."""
     if not path.is_file():
         raise BadInput(f"{path} is not there, expected the audio that the manifest names")
-    # What is as it should be needs no ffmpeg, which a lent machine may lack.
+    # A WAV of this kind needs no ffmpeg, which the machine may lack.
     with suppress(wave.Error, EOFError), wave.open(str(path)) as file:
         if file.getparams()[:3] == (1, 2, SAMPLE_RATE) and file.getnframes():
             return bytes(file.readframes(file.getnframes()))
@@ -34,8 +54,8 @@ def read_audio(path: Path) -> bytes:
     return bytes(audio)
 
 
-def read_clips(manifest: Path, prefixes: Sequence[str], limit: int | None) -> list[Clip]:
-    """Raises BadInput."""
+def read_clips(manifest: Path, prefixes: Sequence[str]) -> list[Clip]:
+    """The clips of a manifest that are to be measured; tells of those left out. Raises BadInput."""
     try:
         clips = parse_manifest(manifest.read_text(encoding="utf-8"), str(manifest))
     except (OSError, UnicodeDecodeError) as error:
@@ -44,8 +64,9 @@ def read_clips(manifest: Path, prefixes: Sequence[str], limit: int | None) -> li
     chosen = select_clips(clips, prefixes)
     if not prefixes and (num_left_out := len(clips) - len(chosen)):
         tell(f"{num_left_out} files in other languages are left out, a --filter can name them")
-    return chosen[:limit]
+    return chosen
 
 
-def seconds_of(audio: Sequence[bytes]) -> float:
-    return sum(map(len, audio)) / 2 / SAMPLE_RATE
+def seconds_of(recordings: Sequence[Recording]) -> float:
+    """Of all together."""
+    return sum(len(recording.audio) for recording in recordings) / 2 / SAMPLE_RATE

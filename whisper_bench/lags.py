@@ -43,28 +43,7 @@ def measure_lags(
     """seen: every event of a stream with its time, in seconds from the stream's first sample, audio
     going in at 1×; offline: the words of the same audio and when they were spoken; audio_end: when
     the last sample went in."""
-    finals: defaultdict[int, list[_FinalWord]] = defaultdict(list)
-    shown: defaultdict[tuple[int, int], list[tuple[float, str]]] = defaultdict(list)
-    texts: list[str] = []
-    for time, event in seen:
-        match event:
-            case Partial():
-                first = len(finals[event.utterance])
-                for place, word in enumerate(event.text.split(), start=first):
-                    shown[event.utterance, place].append((time, core(word)))
-            case Final():
-                texts.append(event.text)
-                for word in event.text.split():
-                    finals[event.utterance].append(_FinalWord(core(word), time, time))
-    num_changed = 0
-    for (utterance, place), looks in shown.items():
-        words = finals[utterance]
-        final = words[place] if place < len(words) else None
-        num_changed += sum(final is None or text != final.core for _, text in looks)
-        if final is not None:
-            same = [time for time, text in looks if text == final.core]
-            final.first_seen = min([final.first_seen, *same])
-    heard = [word for utterance in sorted(finals) for word in finals[utterance]]
+    heard, num_shown, num_changed = _follow(seen)
     spoken = [word for word in offline if core(word.text)]
     matcher = SequenceMatcher(
         None, [core(word.text) for word in spoken], [word.core for word in heard], autojunk=False
@@ -76,14 +55,40 @@ def measure_lags(
     ]
     after = [word.final for word in heard if word.final > audio_end]
     return StreamLags(
-        text=" ".join(texts),
+        text=" ".join(event.text for _, event in seen if isinstance(event, Final)),
         partial=tuple(word.first_seen - said.end for said, word in pairs),
         final=tuple(word.final - said.end for said, word in pairs),
         finalize=max(after) - audio_end if after else None,
         tail_words_lost=_num_lost(spoken, heard, pairs),
-        num_shown=sum(map(len, shown.values())),
+        num_shown=num_shown,
         num_changed=num_changed,
     )
+
+
+def _follow(seen: Sequence[tuple[float, Event]]) -> tuple[list[_FinalWord], int, int]:
+    """The final words in order, each with when it was first seen in its place; how many words
+    partials have shown; and how many of those are not what stands in their place at last."""
+    finals: defaultdict[int, list[_FinalWord]] = defaultdict(list)  # by utterance
+    shown: defaultdict[tuple[int, int], list[tuple[float, str]]] = defaultdict(list)
+    for time, event in seen:
+        match event:
+            case Partial():
+                first = len(finals[event.utterance])
+                for place, word in enumerate(event.text.split(), start=first):
+                    shown[event.utterance, place].append((time, core(word)))
+            case Final():
+                for word in event.text.split():
+                    finals[event.utterance].append(_FinalWord(core(word), time, time))
+    num_changed = 0
+    for (utterance, place), looks in shown.items():
+        words = finals[utterance]
+        final = words[place] if place < len(words) else None
+        num_changed += sum(final is None or text != final.core for _, text in looks)
+        if final is not None:
+            same = [time for time, text in looks if text == final.core]
+            final.first_seen = min([final.first_seen, *same])
+    heard = [word for utterance in sorted(finals) for word in finals[utterance]]
+    return heard, sum(map(len, shown.values())), num_changed
 
 
 def _num_lost(
@@ -105,6 +110,12 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
     ordered = sorted(values)
     rank = max(1, -(-len(ordered) * percent // 100))
     return ordered[int(rank) - 1]
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Median and 95th percentile to three digits, as reports have them; None of nothing."""
+    found = {f"p{percent}": percentile(values, percent) for percent in (50, 95)}
+    return {key: None if it is None else round(it, 3) for key, it in found.items()}
 
 
 class Ending(StrEnum):

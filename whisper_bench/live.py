@@ -4,8 +4,8 @@ What brings torch is imported where it is used: the process that streams is to b
 """
 
 import asyncio
+import itertools
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -13,7 +13,6 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from whisper_bench.lags import StreamLags, measure_lags, percentile
-from whisper_bench.manifest import BadInput, Clip
+from whisper_bench.files import Recording, seconds_of
+from whisper_bench.lags import StreamLags, measure_lags, percentile, spread
+from whisper_bench.manifest import BadInput
+from whisper_bench.processes import call_in_process
 from whisper_bench.scoring import word_error_rate
 from whisper_bench.setup import Setup
 from whisper_bench.terminal import cell, tell
@@ -84,8 +85,7 @@ def parse_options(options: Sequence[str]) -> dict[str, str]:
 
 
 def run_live(
-    clips: Sequence[Clip],
-    audio: Sequence[bytes],
+    recordings: Sequence[Recording],
     counts: Sequence[int],
     num_tracks: int,
     seconds: float,
@@ -95,7 +95,7 @@ def run_live(
     """Figures by number of streams. Every number hears `num_tracks` different streams, or its own
     number where that is larger, so many at once. Raises BadInput, ClientError and NoServer."""
     query = parse_options(options)
-    tracks = hear_offline(join(clips, audio, max(num_tracks, *counts), seconds), setup)
+    tracks = hear_offline(join(recordings, max(num_tracks, *counts), seconds), setup)
     figures: dict[str, dict[str, Any]] = {}
     with serve(setup) as (url, process):
         for count in counts:
@@ -113,29 +113,36 @@ def run_live(
     return figures
 
 
-def join(clips: Sequence[Clip], audio: Sequence[bytes], count: int, seconds: float) -> list[Track]:
-    """Streams of at least `seconds`; the clips go round, so that no two begin alike."""
-    gap = bytes(2 * round(GAP_SECONDS * SAMPLE_RATE))
-    tracks, place = [], 0
+def join(recordings: Sequence[Recording], count: int, seconds: float) -> list[Track]:
+    """`count` streams of at least `seconds`; recordings go round, so that no two begin alike."""
+    going_round = itertools.cycle(recordings)
+    tracks = []
     for _ in range(count):
-        parts: list[bytes] = []
-        texts: list[str] = []
-        while sum(map(len, parts)) < 2 * seconds * SAMPLE_RATE:
-            parts += [audio[place % len(clips)], gap]
-            texts.append(clips[place % len(clips)].reference)
-            place += 1
-        tracks.append(Track(b"".join(parts[:-1]), " ".join(texts)))
+        parts: list[Recording] = []
+        while seconds_of(parts) + GAP_SECONDS * len(parts) < seconds:
+            parts.append(next(going_round))
+        tracks.append(joined(parts))
     return tracks
 
 
+def joined(recordings: Sequence[Recording]) -> Track:
+    """The recordings behind one another, with GAP_SECONDS of silence between."""
+    gap = bytes(2 * round(GAP_SECONDS * SAMPLE_RATE))
+    return Track(
+        gap.join(recording.audio for recording in recordings),
+        " ".join(recording.clip.reference for recording in recordings),
+    )
+
+
 def hear_offline(tracks: Sequence[Track], setup: Setup) -> list[Track]:
-    """In a process of its own, which is gone when streams are measured. Tracks that are alike, as
-    they are where there are more streams than clips, are heard once."""
-    context = multiprocessing.get_context("spawn")
+    """The tracks with what an offline pass made of them.
+
+    In a process of its own, which is gone when streams are measured. Tracks that are alike, as they
+    are where there are more streams than recordings, are heard once.
+    """
     tell("an offline pass, to know when words are spoken")
     different = list(dict.fromkeys(tracks))
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        heard = pool.submit(transcribe_tracks, different, setup).result()
+    heard = call_in_process(transcribe_tracks, different, setup)
     found = dict(zip(different, heard, strict=True))
     return [found[track] for track in tracks]
 
@@ -307,10 +314,6 @@ def summarise_live(
         for track, events in zip(tracks, seen, strict=True)
     ]
     references = [normalise(track.reference) for track in tracks]
-
-    def spread(values: Sequence[float]) -> dict[str, float | None]:
-        found = {f"p{percent}": percentile(values, percent) for percent in (50, 95)}
-        return {key: None if it is None else round(it, 3) for key, it in found.items()}
 
     def rate(texts: Sequence[str]) -> float | None:
         return word_error_rate(list(zip(references, map(normalise, texts), strict=True)))

@@ -1,25 +1,26 @@
 """The part of `benchmark.py offline` that measures whole files."""
 
-import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib import resources
 from statistics import median
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from whisper_bench.files import read_audio, seconds_of
-from whisper_bench.manifest import BadInput, Clip
+from whisper_bench.files import Recording, read_audio, seconds_of
+from whisper_bench.manifest import BadInput
 from whisper_bench.peers import BASELINE, OURS, PEERS, SERVER
+from whisper_bench.processes import Answer, RunProcess, call_in_process, open_process
 from whisper_bench.scoring import Result, add_speedups, summarise
-from whisper_bench.setup import MODEL, ROOT, Setup
+from whisper_bench.setup import MODEL, Setup
 from whisper_bench.terminal import cell, tell
-from whisper_bench.workers import Answer, RunFailed, open_worker
 
-WARM_UP = ROOT / "whisper_byoc" / "data" / "warm-up.wav"
+WARM_UP = resources.files("whisper_byoc") / "data" / "warm-up.wav"
 DECODE_SECONDS = 30
+"""Whisper's window: what openai-decode hears of a file."""
 ROWS = {
     "RTF": "rtf",
     f"times as fast as {BASELINE}": f"speedup_over_{BASELINE}",
@@ -42,63 +43,80 @@ def parse_peers(text: str) -> list[str]:
 
 
 def make_ctranslate2(setup: Setup) -> None:
-    """In a process of its own, which converts and so needs torch. model.bin is put last."""
-    if (setup.ctranslate2_dir / "model.bin").is_file():
-        return
-    command = [sys.executable, str(ROOT / "scripts" / "bake_model.py"), MODEL]
-    command += ["--models-dir", str(setup.models_dir)]
-    command += ["--keep-ctranslate2", str(setup.ctranslate2_dir.parent)]
-    status = subprocess.run(command, stdout=sys.stderr).returncode
-    if status:
-        raise RunFailed("faster-whisper", f"bake_model.py ended with exit status {status}")
+    """What faster-whisper loads, where it is missing. Raises ConfigurationError and OSError."""
+    if not (setup.ctranslate2_dir / "model.bin").is_file():
+        # In a process of its own, since it brings torch, which this one is to be without.
+        call_in_process(fetch_ctranslate2, setup)
+
+
+def fetch_ctranslate2(setup: Setup) -> None:
+    from whisper_bench.faster_whisper_files import keep_for_benchmark
+
+    keep_for_benchmark(setup)
 
 
 def measure(
-    runs: Sequence[str], clips: Sequence[Clip], audio: Sequence[bytes], setup: Setup, repeats: int
+    runs: Sequence[str], recordings: Sequence[Recording], setup: Setup, repeats: int
 ) -> dict[str, dict[str, Any]]:
-    """Every run on every batch of clips in turn. Raises RunFailed.
-
-    The clips of a batch took the part of its seconds that they have of its audio.
-    """
-    results: dict[str, list[Result]] = {run: [] for run in runs}
-    warm_up = read_audio(WARM_UP)
+    """Figures by run: every run on every batch of recordings in turn. Raises RunFailed."""
     with ExitStack() as stack:
-        workers = []
-        for run in runs:
-            workers.append(stack.enter_context(open_worker(run, setup)))
-            workers[-1].transcribe([warm_up])
-            tell(f"{run} is warm, loading took {workers[-1].load_seconds:.1f} s")
-        before = {worker.run: dict(worker.profile) for worker in workers}
-        for number, first in enumerate(range(0, len(clips), setup.batch)):
-            batch = slice(first, first + setup.batch)
-            answers: dict[str, list[Answer]] = {run: [] for run in runs}
-            for turn in range(repeats):
-                place = (number + turn) % len(workers)
-                for worker in workers[place:] + workers[:place]:
-                    answers[worker.run].append(worker.transcribe(audio[batch]))
-            whole = seconds_of(audio[batch])
-            for run, given in answers.items():
-                for index, clip in enumerate(clips[batch]):
-                    share = seconds_of([audio[first + index]]) / whole
-                    seconds = tuple(answer.seconds * share for answer in given)
-                    results[run].append(Result(clip, given[0].texts[index], seconds))
-            took = (f"{run} {median(a.seconds for a in answers[run]):.2f} s" for run in runs)
-            files = ", ".join(clip.file for clip in clips[batch])
-            tell(f"{min(len(clips), batch.stop)}/{len(clips)} {files[:60]}: {', '.join(took)}")
+        processes = [stack.enter_context(warm_process(run, setup)) for run in runs]
+        before = {process.run: dict(process.profile) for process in processes}
+        results = transcribe_in_turns(processes, recordings, setup.batch, repeats)
     # Only now: whisper brings torch, and its threads
     from whisper.normalizers import EnglishTextNormalizer
 
-    normalise, total = EnglishTextNormalizer(), seconds_of(audio)
+    normalise, total = EnglishTextNormalizer(), seconds_of(recordings)
     figures = {run: summarise(results[run], total, normalise) for run in runs}
-    for worker in workers:
+    for process in processes:
         # A server's memory is not ours to see
-        peak = None if worker.run == SERVER else round(worker.peak_rss_mb, 1)
-        figures[worker.run] |= {"peak_rss_mb": peak, "load_seconds": round(worker.load_seconds, 2)}
-        if worker.profile:
-            spent = {k: v - before[worker.run].get(k, 0) for k, v in worker.profile.items()}
-            figures[worker.run]["profile"] = shares(spent, results[worker.run])
+        peak = None if process.run == SERVER else round(process.peak_rss_mb, 1)
+        load_seconds = round(process.load_seconds, 2)
+        figures[process.run] |= {"peak_rss_mb": peak, "load_seconds": load_seconds}
+        if process.profile:
+            spent = {k: v - before[process.run].get(k, 0) for k, v in process.profile.items()}
+            figures[process.run]["profile"] = shares(spent, results[process.run])
     add_speedups(figures, BASELINE)
     return figures
+
+
+@contextmanager
+def warm_process(run: str, setup: Setup) -> Iterator[RunProcess]:
+    """The process of a run that has transcribed something. Raises RunFailed."""
+    with open_process(run, setup) as process, resources.as_file(WARM_UP) as clip:
+        process.transcribe([read_audio(clip)])
+        tell(f"{run} is warm, loading took {process.load_seconds:.1f} s")
+        yield process
+
+
+def transcribe_in_turns(
+    processes: Sequence[RunProcess], recordings: Sequence[Recording], batch: int, repeats: int
+) -> dict[str, list[Result]]:
+    """What each run made of each recording: `batch` of them at a time, `repeats` times.
+
+    Which run begins changes from turn to turn, so that none always finds the machine as a certain
+    other one left it. The seconds that a batch took are shared out among its recordings by their
+    length. Raises RunFailed.
+    """
+    results: dict[str, list[Result]] = {process.run: [] for process in processes}
+    for number, first in enumerate(range(0, len(recordings), batch)):
+        together = recordings[first : first + batch]
+        audio = [recording.audio for recording in together]
+        answers: dict[str, list[Answer]] = {run: [] for run in results}
+        for turn in range(repeats):
+            place = (number + turn) % len(processes)
+            for process in [*processes[place:], *processes[:place]]:
+                answers[process.run].append(process.transcribe(audio))
+        whole = seconds_of(together)
+        for run, given in answers.items():
+            for index, recording in enumerate(together):
+                share = seconds_of([recording]) / whole
+                seconds = tuple(answer.seconds * share for answer in given)
+                results[run].append(Result(recording.clip, given[0].texts[index], seconds))
+        took = (f"{run} {median(a.seconds for a in given):.2f} s" for run, given in answers.items())
+        files = ", ".join(recording.clip.file for recording in together)
+        tell(f"{first + len(together)}/{len(recordings)} {files[:60]}: {', '.join(took)}")
+    return results
 
 
 def shares(spent: dict[str, float], results: Sequence[Result]) -> dict[str, float]:

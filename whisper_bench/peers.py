@@ -1,7 +1,7 @@
 """What is measured: this project, openai-whisper, faster-whisper, a running service.
 
-Each is loaded in a worker process, which imports this module: what is heavy is imported where it is
-used, so that the memory of a run is its own.
+Each run is loaded in a process of its own, which imports this module: what is heavy is imported
+where it is used, so that no run's memory holds what another one needs.
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
-from whisper_bench.setup import MODEL, Samples, Setup
-from whisper_byoc.audio.formats import SAMPLE_RATE
+from whisper_bench.setup import MODEL, Setup
+from whisper_byoc.audio.formats import SAMPLE_RATE, Samples
 
 if TYPE_CHECKING:
     from whisper_byoc.inference.model import Model

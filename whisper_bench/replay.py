@@ -13,8 +13,17 @@ from rich.console import Console
 from rich.progress import track as progress
 from rich.table import Table
 
-from whisper_bench.live import GAP_SECONDS, ROWS, Track, hear_offline, summarise_live, to_samples
-from whisper_bench.manifest import BadInput, Clip
+from whisper_bench.files import Recording, seconds_of
+from whisper_bench.live import (
+    GAP_SECONDS,
+    ROWS,
+    Track,
+    hear_offline,
+    joined,
+    summarise_live,
+    to_samples,
+)
+from whisper_bench.manifest import BadInput
 from whisper_bench.setup import Setup
 from whisper_bench.terminal import cell, tell
 from whisper_byoc.audio.formats import SAMPLE_RATE
@@ -29,14 +38,15 @@ from whisper_byoc.streaming.utterance import Purpose, Window
 from whisper_byoc.transcript import EndReason, Event
 
 STEP_FRAMES = 3
-"""Audio comes in pieces of 96 ms."""
+"""Of audio that comes at once: 96 ms, about what `live` sends (CHUNK_SECONDS)."""
 MAX_BATCH = 16
+"""Windows that are given to the model at once."""
 SHORTEST_SECONDS = 10
+"""Of a stream: what is left of a folder is measured if it has so much."""
 
 
 def run_replay(
-    clips: Sequence[Clip],
-    audio: Sequence[bytes],
+    recordings: Sequence[Recording],
     seconds: float,
     half: str,
     latency: float,
@@ -49,7 +59,7 @@ def run_replay(
     on one and report them on the other; streams take turns.
     """
     settings = parse_settings(options)
-    named = join_once(clips, audio, seconds)
+    named = join_once(recordings, seconds)
     if half != "both":
         named = named[0 if half == "first" else 1 :: 2]
     if not named:
@@ -87,25 +97,19 @@ def parse_settings(options: Sequence[str]) -> StreamingSettings:
         ) from None
 
 
-def join_once(
-    clips: Sequence[Clip], audio: Sequence[bytes], seconds: float
-) -> list[tuple[str, Track]]:
-    """Every file once, those of a folder joined into streams of at least `seconds`; what remains
-    of a folder is a stream when it is not too short. Folder and stream."""
-    gap = bytes(2 * round(GAP_SECONDS * SAMPLE_RATE))
+def join_once(recordings: Sequence[Recording], seconds: float) -> list[tuple[str, Track]]:
+    """Every recording once, those of a folder joined into streams of at least `seconds`; what
+    remains of a folder is a stream when it has SHORTEST_SECONDS. Each with its folder's name."""
     tracks: list[tuple[str, Track]] = []
-    pairs = zip(clips, audio, strict=True)
-    for group, members in groupby(pairs, key=lambda pair: pair[0].group):
-        parts: list[bytes] = []
-        texts: list[str] = []
-        for clip, sound in members:
-            parts += [sound, gap]
-            texts.append(clip.reference)
-            if sum(map(len, parts)) >= 2 * seconds * SAMPLE_RATE:
-                tracks.append((group, Track(b"".join(parts[:-1]), " ".join(texts))))
-                parts, texts = [], []
-        if sum(map(len, parts)) >= 2 * SHORTEST_SECONDS * SAMPLE_RATE:
-            tracks.append((group, Track(b"".join(parts[:-1]), " ".join(texts))))
+    for group, members in groupby(recordings, key=lambda recording: recording.clip.group):
+        parts: list[Recording] = []
+        for recording in members:
+            parts.append(recording)
+            if seconds_of(parts) + GAP_SECONDS * len(parts) >= seconds:
+                tracks.append((group, joined(parts)))
+                parts = []
+        if seconds_of(parts) + GAP_SECONDS * len(parts) >= SHORTEST_SECONDS:
+            tracks.append((group, joined(parts)))
     return tracks
 
 

@@ -3,20 +3,20 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 ROOT = Path(__file__).resolve().parents[1]
-"""The checkout, with its weights and scripts."""
+"""The checkout; in an image, the folder that the packages are installed in."""
 MODEL = "tiny.en"
-
-Samples = NDArray[np.float32]
+"""What all benchmarks measure: peers are told its name, and that it is for English."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What every worker is told. weights: the checkpoint that all but faster-whisper read; engine:
-    of `ours`; batch: recordings given at once."""
+    """What every run is told.
+
+    models_dir: folder of the weights and their manifest. weights: the checkpoint that all but
+    faster-whisper read. threads: of each run. url: of a running service, or empty. engine, device:
+    of `ours`. batch: recordings given at once.
+    """
 
     models_dir: Path
     weights: Path

@@ -27,7 +27,18 @@ from whisper_byoc.doors.requests import MODEL_HEADER
 from whisper_sim.trickle_server import TrickleServer
 
 MAX_LINE = 64 * 1024
+"""Bytes of a data line that go-livepeer's scanner does not take any more."""
 RING = 5
+"""Data lines that go-livepeer keeps for its reader."""
+_CHANNELS = {
+    "control_url": ("-control", "application/json"),
+    "events_url": ("-events", "application/json"),
+    "subscribe_url": ("", "video/MP2T"),
+    "publish_url": ("-out", "video/MP2T"),
+    "data_url": ("-data", "application/jsonl"),
+}
+"""By their names in the call that starts a stream: what follows the stream's id in the name of the
+channel, and the content type of its segments."""
 
 
 class Watchdog(StrEnum):
@@ -42,7 +53,13 @@ class Watchdog(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds; go-livepeer's. Tests scale some down."""
+    """In seconds, as go-livepeer has them; tests scale some down.
+
+    events, output: how long a gateway waits for an event, for a segment back. input_within: it asks
+    for segments back only where input came so recently. control: between two keepalives on the
+    control channel. stop: for the worker to answer a stop. idle, sweep: see TrickleServer.
+    reader_delay: before a gateway begins to read. line_reader: what its reader takes for a line.
+    """
 
     events: float = 30.0
     output: float = 30.0
@@ -57,7 +74,8 @@ class Times:
 
 @dataclass
 class Capability:
-    """As C.2 has it."""
+    """What a worker has registered. token: what calls to it carry as a Bearer token, if any.
+    fields: the whole body of the registration (docs/wire.md)."""
 
     name: str
     url: str
@@ -66,7 +84,11 @@ class Capability:
 
 
 class Orchestrator:
-    """Use `open_orchestrator`."""
+    """The trickle server and the registered capabilities; made by `open_orchestrator`.
+
+    All is changed in the event loop that serves it. deletions: names of channels that were deleted.
+    registered, unregistered: set when a worker has done so for the first time.
+    """
 
     def __init__(self, times: Times, secret: str) -> None:
         self.times = times
@@ -96,7 +118,9 @@ class Orchestrator:
         headers: Mapping[str, str],
         seconds: float,
     ) -> tuple[int, bytes]:
-        """One short call, as an orchestrator makes them: a connection of its own."""
+        """One short call, as an orchestrator makes them: a connection of its own. Status and body
+        of the answer; a capability that answers 401 is forgotten. Raises aiohttp.ClientError, and
+        TimeoutError after `seconds`."""
         sent = dict(headers)
         if capability.token:
             sent["Authorization"] = f"Bearer {capability.token}"
@@ -187,7 +211,13 @@ async def open_orchestrator(
 
 
 class Stream:
-    """One stream, seen from the gateway. Use `open_stream`."""
+    """One stream, seen from its gateway; made by `open_stream`, which also runs `read`.
+
+    channels: their names by what the start of a stream calls them, such as `data_url`. lines,
+    events, outputs: what the gateway has read of each channel, with the event loop's times of the
+    first two. status: the newest event of this type. stopped_with: status and body of the worker's
+    answer to the stop.
+    """
 
     def __init__(
         self,
@@ -216,7 +246,7 @@ class Stream:
         self._loop = asyncio.get_running_loop()
         self._last_event = self._last_output = self._loop.time()
         self._last_input: float | None = None
-        self._seq = 0
+        self._seq = orchestrator.trickle.channels[channels["subscribe_url"]].next_write
         self._line_queue: asyncio.Queue[bytes] = asyncio.Queue(RING)
 
     async def publish(self, segment: bytes) -> None:
@@ -273,7 +303,9 @@ class Stream:
         return " ".join(line["text"] for line in self.lines if line["type"] == "final")
 
     async def until(self, reached: Callable[[], bool], seconds: float = 30.0) -> None:
-        """Wait for what the gateway has read to be so."""
+        """Wait until `reached` answers true, asked whenever the gateway has read something.
+
+        Raises TimeoutError."""
         async with asyncio.timeout(seconds):
             while not reached():
                 await self.changed.wait()
@@ -287,12 +319,9 @@ class Stream:
                 group.create_task(self._keep_control()),
                 group.create_task(self._watch()),
                 group.create_task(self._tick()),
+                group.create_task(self._read_data()),
+                group.create_task(self._take_lines()),
             ]
-            if "data_url" in self.channels:
-                tasks += [
-                    group.create_task(self._read_data()),
-                    group.create_task(self._take_lines()),
-                ]
             if "publish_url" in self.channels:
                 tasks.append(group.create_task(self._read_output()))
             await self.ended.wait()
@@ -383,7 +412,8 @@ class Stream:
                 self._fire(Watchdog.OUTPUT)
 
     async def _tick(self) -> None:
-        """For what `until` waits for without an event of its own."""
+        """Wake `until` every 20 ms: what it waits for may be a channel's state, of which no
+        reader tells."""
         while True:
             self._notify()
             await asyncio.sleep(0.02)
@@ -404,38 +434,28 @@ async def open_stream(
     capability: Capability,
     stream_id: str = "stream",
     *,
-    ingress: bool = True,
     egress: bool = False,
-    data: bool = True,
     params: Mapping[str, Any] | None = None,
     receive: Callable[[dict[str, Any]], None] = lambda line: None,
-    first_seq: int = 0,
 ) -> AsyncIterator[Stream]:
-    """A stream that the worker has accepted, with its readers running; closed at exit."""
-    wanted = {
-        "control_url": (True, "-control", "application/json"),
-        "events_url": (True, "-events", "application/json"),
-        "subscribe_url": (ingress, "", "video/MP2T"),
-        "publish_url": (egress, "-out", "video/MP2T"),
-        "data_url": (data, "-data", "application/jsonl"),
-    }
-    channels: dict[str, str] = {}
-    for name, (enabled, suffix, mime) in wanted.items():
-        if enabled:
-            channels[name] = stream_id + suffix
-            orchestrator.trickle.create(channels[name], mime).next_write = (
-                first_seq if name == "subscribe_url" else 0
-            )
+    """A stream that the worker has accepted, with its readers running; closed at exit.
+
+    stream_id: also the name of its input channel, which may be there already: the stream then goes
+    on with its next segment. egress: whether the worker is to send segments back. params: of the
+    call that starts it. receive: called with every line of the data channel.
+    Raises AssertionError when the worker refuses the stream.
+    """
+    channels = {name: stream_id + suffix for name, (suffix, _) in _CHANNELS.items()}
+    if not egress:
+        del channels["publish_url"]
+    for name, channel in channels.items():
+        orchestrator.trickle.create(channel, _CHANNELS[name][1])
     stream = Stream(orchestrator, capability, stream_id, channels, receive)
-    stream._seq = first_seq
-    body = {
-        "gateway_request_id": stream_id,
-        "params": params,
-        **{name: orchestrator.channel_url(channel) for name, channel in channels.items()},
-    }
+    urls = {name: orchestrator.channel_url(channel) for name, channel in channels.items()}
+    body = json.dumps({"gateway_request_id": stream_id, "params": params, **urls}).encode()
     headers = {"Content-Type": "application/json", "X-Stream-Id": stream_id}
     status, answer = await orchestrator.call_worker(
-        capability, "/stream/start", json.dumps(body).encode(), headers, 10
+        capability, "/stream/start", body, headers, seconds=10
     )
     if status >= 400:
         stream.close()

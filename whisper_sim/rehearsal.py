@@ -8,6 +8,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ from whisper_sim.orchestrator import (
 from whisper_sim.transport import transport_segments
 
 SEGMENT_SECONDS = 1.0
+"""As gateways cut them."""
 GAP_SECONDS = 1.0
+"""Of silence behind each recording: long enough to end an utterance."""
 
 console = Console(highlight=False)
 
@@ -69,14 +72,12 @@ def main(
 
     Exits with 1 when a watchdog has ended the stream.
     """
-    values = dict(param.partition("=")[::2] for param in params)
+    plan = Plan(
+        files, codec, video, egress, minutes, dict(param.partition("=")[::2] for param in params)
+    )
     capability = Capability("worker", worker.rstrip("/"), token) if worker else None
     try:
-        stream = asyncio.run(
-            simulate(
-                files, capability, port, secret, codec, video, egress, minutes, values, as_json
-            )
-        )
+        stream = asyncio.run(simulate(plan, capability, port, secret, Captions(as_json)))
     except KeyboardInterrupt:
         sys.exit(130)
     if stream is not None and stream.watchdog is not None:
@@ -84,42 +85,55 @@ def main(
         sys.exit(1)
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is streamed: files one behind the other, again and again for `minutes` where given.
+
+    codec: ffmpeg's name of the sound's. video: whether there is a picture. egress: whether segments
+    are asked back. params: of the stream.
+    """
+
+    files: Sequence[Path]
+    codec: str
+    video: bool
+    egress: bool
+    minutes: float | None
+    params: dict[str, str]
+
+
 async def simulate(
-    files: Sequence[Path],
-    capability: Capability | None,
-    port: int,
-    secret: str,
-    codec: str,
-    video: bool,
-    egress: bool,
-    minutes: float | None,
-    params: dict[str, str],
-    as_json: bool,
+    plan: Plan, capability: Capability | None, port: int, secret: str, captions: "Captions"
 ) -> Stream | None:
+    """Serve an orchestrator and stream the plan's files through the worker of `capability`, or
+    through the first that registers. The stream when it is over; without files it never returns."""
     async with open_orchestrator(Times(), secret, port) as orchestrator:
         click.echo(f"orchestrator on {orchestrator.url}", err=True)
         if capability is not None:
             orchestrator.capabilities[capability.name] = capability
-        elif files:
+        elif plan.files:
             capability = await registered(orchestrator, secret)
-        if capability is None or not files:
+        if capability is None or not plan.files:
             click.echo(f"gateway: POST {orchestrator.url}/live/video-to-video", err=True)
             await asyncio.Event().wait()
             return None
-        samples = np.concatenate([await decode(path) for path in files])
-        segments = await transport_segments(samples, SEGMENT_SECONDS, codec, video=video)
-        captions = Captions(as_json)
+        samples = np.concatenate([await decode(path) for path in plan.files])
+        segments = await transport_segments(samples, SEGMENT_SECONDS, plan.codec, video=plan.video)
         async with open_stream(
-            orchestrator, capability, egress=egress, params=params, receive=captions.receive
+            orchestrator,
+            capability,
+            egress=plan.egress,
+            params=plan.params,
+            receive=captions.receive,
         ) as stream:
             with captions.live:
-                await send(stream, segments, minutes)
+                await send(stream, segments, plan.minutes)
                 await stream.stop()
         account(stream)
         return stream
 
 
 async def registered(orchestrator: Orchestrator, secret: str) -> Capability:
+    """The first worker that registers."""
     click.echo(
         f"waiting for a worker: ORCH_URL={orchestrator.url} ORCH_SECRET={secret} make run", err=True
     )

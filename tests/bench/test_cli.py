@@ -5,13 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hibari import Hibari
+
+from whisper_bench.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300
@@ -58,7 +60,7 @@ def benchmark(*arguments: object) -> Iterator[Process]:
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
-    """Exit status, stdout, stderr. Both ends come only when no worker holds them any more."""
+    """Exit status, stdout, stderr: both end only when no process of a run holds them any more."""
     with benchmark(*arguments) as process:
         output, errors = process.communicate(timeout=SECONDS)
         return process.returncode, output, errors
@@ -91,19 +93,27 @@ def check_report(line: str, runs: list[str]) -> dict[str, Any]:
 
 @pytest.mark.model
 def test_a_table_and_at_last_the_figures_of_all_runs(manifest: Path) -> None:
-    status, output, errors = run("--manifest", manifest, "--peers", "openai,faster-whisper")
+    """In batches; where the time goes is in the table and in the figures."""
+    peers = ["openai", "faster-whisper", "faster-whisper-batched"]
+    arguments = ["--peers", ",".join(peers), "--batch", 2, "--profile"]
+    status, output, errors = run("--manifest", manifest, *arguments)
     assert status == 0, errors
     *table, last = output.splitlines()
     assert any("faster-whisper" in line for line in table)
-    report = check_report(last, ["ours", "openai", "faster-whisper"])
+    assert any("% of time in encoder" in line for line in table)
+    report = check_report(last, ["ours", *peers])
+    assert report["batch"] == 2
     peaks = {name: figures["peak_rss_mb"] for name, figures in report["runs"].items()}
     # The one without torch; were memory shared or inherited, it could not be the least
     assert 50 < peaks["faster-whisper"] < min(peaks["ours"], peaks["openai"])
     for figures in report["runs"].values():
-        assert figures["wer"] == figures["wer_by_group"]["en"] < 25
+        assert figures["wer"] == figures["wer_by_group"]["en"] < 25, figures
         assert figures["speedup_over_openai"] > 0
     assert report["runs"]["openai"]["speedup_over_openai"] == 1
-    assert "2/2 en/second.wav: ours" in errors
+    profile = report["runs"]["ours"]["profile"]
+    assert sum(profile.values()) == pytest.approx(100, abs=1)
+    assert profile["rest"] > 0
+    assert errors.count("2/2 en/first.wav, en/second.wav: ours") == 1
 
 
 @pytest.mark.model
@@ -115,23 +125,7 @@ def test_json_alone_for_what_was_chosen(manifest: Path) -> None:
     report = json.loads(line)
     assert (report["files"], report["machine"]["cores"]) == (1, 1)
     assert "speedup_over_openai" not in report["runs"]["ours"]
-
-
-@pytest.mark.model
-def test_batches_and_where_the_time_goes(manifest: Path) -> None:
-    arguments = ["--batch", 2, "--profile", "--peers", "faster-whisper-batched"]
-    status, output, errors = run("--manifest", manifest, *arguments)
-    assert status == 0, errors
-    *table, last = output.splitlines()
-    assert any("% of time in encoder" in line for line in table)
-    report = check_report(last, ["ours", "faster-whisper-batched"])
-    assert report["batch"] == 2
-    for figures in report["runs"].values():
-        assert figures["wer"] < 25, figures
-    profile = report["runs"]["ours"]["profile"]
-    assert sum(profile.values()) == pytest.approx(100, abs=1)
-    assert profile["rest"] > 0
-    assert errors.count("2/2 en/first.wav, en/second.wav") == 1
+    assert "1/1 en/second.wav: ours" in errors
 
 
 @pytest.mark.model
@@ -152,88 +146,61 @@ def test_a_run_that_fails_is_named(manifest: Path) -> None:
 
 
 @pytest.mark.model
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the worker by /proc")
-def test_a_worker_that_is_killed_is_named(manifest: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the process by /proc")
+def test_a_process_that_is_killed_is_named(manifest: Path) -> None:
     with benchmark("--manifest", manifest, "--repeats", 500) as process:
         read_until(process, "ours is warm")
         tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
         children = [int(child) for task in tasks for child in task.read_text().split()]
-        [worker] = [child for child in children if "--multiprocessing-fork" in arguments_of(child)]
-        os.kill(worker, signal.SIGKILL)
+        [ours] = [child for child in children if "--multiprocessing-fork" in arguments_of(child)]
+        os.kill(ours, signal.SIGKILL)
         _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 1
-    assert "run ours failed: its worker ended with exit status -9" in errors
+    assert "run ours failed: its process ended with exit status -9" in errors
 
 
 def arguments_of(process: int) -> list[str]:
     return Path(f"/proc/{process}/cmdline").read_text(encoding="utf-8").split("\0")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "problem"),
-    [
-        pytest.param(
-            ["--peers", "openai,kaldi"], "'kaldi', expected some of reference, openai", id="peer"
-        ),
-        pytest.param(["--filter", "fr/"], "'fr/' matches none of 2 files", id="filter"),
-        pytest.param(["--manifest", "none.tsv"], "cannot read none.tsv: No such", id="manifest"),
-    ],
-)
-def test_bad_arguments_exit_2(manifest: Path, arguments: list[str], problem: str) -> None:
-    assert_refused(["--manifest", manifest, *arguments], problem)
-
-
-@pytest.mark.parametrize(
-    ("lines", "problem"),
-    [
-        pytest.param("file\ttext\nbad.wav\thello", "expected 'reference text'", id="column"),
-        pytest.param("file\treference text\nno.wav\thello", "no.wav is not there", id="no audio"),
-        pytest.param(
-            "file\treference text\nbad.wav\thi", "expected audio that ffmpeg", id="no sound"
-        ),
-        pytest.param("file\treference text\nbad.wav", "line 2 has 1 fields, expected 2", id="row"),
-    ],
-)
-def test_bad_files_exit_2(tmp_path: Path, lines: str, problem: str) -> None:
-    (tmp_path / "bad.wav").write_text("this is text", encoding="utf-8")
-    manifest = tmp_path / "bad.tsv"
-    manifest.write_text(lines, encoding="utf-8")
-    assert_refused(["--manifest", manifest], problem)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.tsv", "bad.wav"]
-
-
-def assert_refused(arguments: list[object], problem: str) -> None:
-    status, output, errors = run(*arguments)
+def test_a_refusal_is_the_programs_end(manifest: Path) -> None:
+    status, output, errors = run("--manifest", manifest, "--peers", "kaldi")
     assert (status, output) == (2, "")
-    [line] = errors.splitlines()
-    assert problem in line
-    assert "expected" in line
+    assert errors.startswith("benchmark: peer is 'kaldi', expected some of ")
 
 
 @pytest.mark.model
-def test_live_streams_in_figures(manifest: Path) -> None:
-    arguments = ["live", "--manifest", manifest, "--streams", "1,3", "--seconds", 5]
-    status, output, errors = run(*arguments)
+def test_live_streams_in_figures(manifest: Path, tmp_path: Path) -> None:
+    """Two streams, one after the other, then both at once."""
+    arguments = ["--streams", "1,2", "--tracks", 2, "--seconds", 1]
+    picture = tmp_path / "lag.png"
+    status, output, errors = run("live", "--manifest", manifest, *arguments, "--picture", picture)
     assert status == 0, errors
+    assert "1 at once, round 2 of 2" in errors
     *table, last = output.splitlines()
     assert any("final lag p50 / p95" in line for line in table)
     streams = json.loads(last)["streams"]
-    assert list(streams) == ["1", "3"]
+    assert list(streams) == ["1", "2"]
     for figures in streams.values():
         assert 0 < figures["final_lag"]["p50"] <= figures["final_lag"]["p95"] < 10
         assert figures["partial_lag"]["p50"] <= figures["final_lag"]["p50"]
         assert figures["wer"] < 25, figures
+        assert figures["words"] > 10
         assert figures["tail_words_lost"] == 0
         assert figures["rss_mb"] > 100
         assert figures["cpu_seconds_per_audio_second"] > 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.model
-def test_a_replay_is_always_the_same(manifest: Path) -> None:
+def test_a_replay_is_always_the_same(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a process of its own, and in this one."""
     arguments = ["replay", "--manifest", manifest, "--seconds", 5, "--option", "mode=low_latency"]
-    runs = [run(*arguments) for _ in range(2)]
-    reports = [json.loads(output.splitlines()[-1])["streams"] for _, output, _ in runs]
-    assert reports[0] == reports[1]
+    _, output, errors = run(*arguments)
+    call(*arguments)
+    other = capsys.readouterr().out
+    reports = [json.loads(text.splitlines()[-1])["streams"] for text in (output, other)]
+    assert reports[0] == reports[1], errors
     figures = reports[0]["all"]
     assert 0 < figures["final_lag"]["p50"] <= figures["final_lag"]["p95"] < 5
     assert figures["wer"] < 25, figures
@@ -249,13 +216,65 @@ def test_streams_that_end_anywhere(manifest: Path) -> None:
     assert report["endings"]["lost"] == 0, report
 
 
-@pytest.mark.model
-def test_lag_against_streams_is_drawn(manifest: Path, tmp_path: Path) -> None:
-    arguments = ["live", "--manifest", manifest, "--streams", "1", "--seconds", 5, "--tracks", 2]
-    status, _, errors = run(*arguments, "--picture", tmp_path / "lag.png")
-    assert status == 0, errors
-    assert "round 2 of 2" in errors
-    assert (tmp_path / "lag.png").read_bytes().startswith(b"\x89PNG")
+# What is refused. In this process, since nothing is started before it.
+
+
+def call(*arguments: object) -> None:
+    main(list(map(str, arguments)), standalone_mode=False)
+
+
+Refused = Callable[..., None]
+
+
+@pytest.fixture
+def assert_refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    def check(problem: str, *arguments: object) -> None:
+        with pytest.raises(SystemExit) as caught:
+            call(*arguments)
+        output, errors = capsys.readouterr()
+        assert (caught.value.code, output) == (2, "")
+        [line] = errors.splitlines()
+        assert problem in line
+        assert "expected" in line
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        pytest.param(
+            ["--peers", "openai,kaldi"], "'kaldi', expected some of reference, openai", id="peer"
+        ),
+        pytest.param(["--filter", "fr/"], "'fr/' matches none of 2 files", id="filter"),
+        pytest.param(["--manifest", "none.tsv"], "cannot read none.tsv: No such", id="manifest"),
+    ],
+)
+def test_bad_arguments_of_offline_exit_2(
+    manifest: Path, assert_refused: Refused, arguments: list[str], problem: str
+) -> None:
+    assert_refused(problem, "offline", "--manifest", manifest, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        pytest.param("file\ttext\nbad.wav\thello", "expected 'reference text'", id="column"),
+        pytest.param("file\treference text\nno.wav\thello", "no.wav is not there", id="no audio"),
+        pytest.param(
+            "file\treference text\nbad.wav\thi", "expected audio that ffmpeg", id="no sound"
+        ),
+        pytest.param("file\treference text\nbad.wav", "line 2 has 1 fields, expected 2", id="row"),
+    ],
+)
+def test_bad_files_exit_2(
+    tmp_path: Path, assert_refused: Refused, lines: str, problem: str
+) -> None:
+    (tmp_path / "bad.wav").write_text("this is text", encoding="utf-8")
+    manifest = tmp_path / "bad.tsv"
+    manifest.write_text(lines, encoding="utf-8")
+    assert_refused(problem, "offline", "--manifest", manifest)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.tsv", "bad.wav"]
 
 
 @pytest.mark.parametrize(
@@ -265,8 +284,10 @@ def test_lag_against_streams_is_drawn(manifest: Path, tmp_path: Path) -> None:
         pytest.param(["--option", "mode"], "'mode', expected NAME=VALUE", id="option"),
     ],
 )
-def test_bad_arguments_of_live_exit_2(manifest: Path, arguments: list[str], problem: str) -> None:
-    assert_refused(["live", "--manifest", manifest, *arguments], problem)
+def test_bad_arguments_of_live_exit_2(
+    manifest: Path, assert_refused: Refused, arguments: list[str], problem: str
+) -> None:
+    assert_refused(problem, "live", "--manifest", manifest, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -278,5 +299,7 @@ def test_bad_arguments_of_live_exit_2(manifest: Path, arguments: list[str], prob
         pytest.param(["--half", "second"], "expected", id="too few files"),
     ],
 )
-def test_bad_arguments_of_replay_exit_2(manifest: Path, arguments: list[str], problem: str) -> None:
-    assert_refused(["replay", "--manifest", manifest, *arguments], problem)
+def test_bad_arguments_of_replay_exit_2(
+    manifest: Path, assert_refused: Refused, arguments: list[str], problem: str
+) -> None:
+    assert_refused(problem, "replay", "--manifest", manifest, *arguments)

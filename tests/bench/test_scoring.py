@@ -1,9 +1,19 @@
 """How transcripts are scored."""
 
+import jiwer
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from whisper_bench.manifest import Clip
-from whisper_bench.scoring import Result, add_speedups, is_overlong, summarise, word_error_rate
+from whisper_bench.scoring import (
+    Result,
+    add_speedups,
+    count_edits,
+    is_overlong,
+    summarise,
+    word_error_rate,
+)
 
 CLIPS = [
     Clip("en/accent/one.flac", "one two"),
@@ -27,6 +37,15 @@ CLIPS = [
 )
 def test_word_error_rate(pairs: list[tuple[str, str]], rate: float | None) -> None:
     assert word_error_rate(pairs) == rate
+
+
+words = st.lists(st.sampled_from("abcd"), min_size=1, max_size=12)
+
+
+@given(words, words)
+def test_edits_are_counted_as_jiwer_counts_them(said: list[str], heard: list[str]) -> None:
+    rate = jiwer.wer(" ".join(said), " ".join(heard))
+    assert count_edits(said, heard) == pytest.approx(rate * len(said))
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,16 @@ async def test_an_empty_file_is_an_error(url: str, tmp_path: Path) -> None:
     assert "0 bytes" in errors
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file that opens unreadable")
+@pytest.mark.parametrize("pace", [[], ["--realtime"]], ids=["at once", "in real time"])
+async def test_a_file_that_cannot_be_read_is_named(url: str, pace: list[str]) -> None:
+    status, output, errors = await script("/proc/self/mem", "--url", url, *pace)
+    assert (status, output) == (1, "")
+    [line] = errors.splitlines()
+    assert line.startswith("stream_wav: /proc/self/mem: ")
+    assert "[Errno 5]" in line
+
+
 async def test_options_of_the_job(url: str, clip: Path) -> None:
     options = ["--option", "words=false", "--option", "keyterms=harbour"]
     status, output, _ = await script(str(clip), "--url", url, "--format", "ndjson", *options)

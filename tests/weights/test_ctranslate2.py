@@ -153,11 +153,6 @@ def test_an_alias_is_the_tensor_it_stands_for() -> None:
     assert found["again"] is found["one"]
 
 
-def test_a_path_is_read(tmp_path: Path) -> None:
-    (tmp_path / "model.bin").write_bytes(SMALL)
-    assert read_ctranslate2(tmp_path / "model.bin").keys() == {"one", "two", "again"}
-
-
 @pytest.fixture(scope="module")
 def tensors() -> Tensors:
     return whisper_tensors()

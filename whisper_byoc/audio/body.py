@@ -1,6 +1,6 @@
-"""What one request body holds, and the bytes of it to decode (pure).
+"""What kind of audio one request body holds, and which of its bytes are to be decoded (pure).
 
-Only `NATIVE` audio is decoded by ourselves, in `pcm`; ffmpeg does the rest.
+NATIVE audio is then decoded by `pcm`, all other audio by ffmpeg.
 """
 
 from whisper_byoc.audio.formats import NATIVE, AudioFormat, Container, Pcm
@@ -13,10 +13,10 @@ from whisper_byoc.audio.wav import WavReader
 class BodyReader:
     """Finds out what one request body holds and hands on the bytes to decode.
 
-    `declared` is what the content type says. The magic of a container outweighs it, because
-    trickle labels every channel video/mp2t and uploads are mislabelled; declared raw PCM is taken
-    as it is. `stream` is what the bodies of one stream share: raw audio goes on from one to the
-    next, and keeps its label, since the middle of a sound has no head to tell its format by.
+    declared: what the content type says. The magic bytes of a container outweigh it, because
+    trickle labels every channel video/mp2t and uploads are mislabelled; declared raw PCM is not
+    looked at. stream: what the bodies of one stream share; where nothing else is declared, a body
+    is taken to go on with the raw format of the body before.
     """
 
     def __init__(
@@ -42,7 +42,10 @@ class BodyReader:
         return self._receive(data, at_end=False)
 
     def receive_eof(self) -> bytes:
-        """The bytes that still waited for a decision. Raises UnsupportedAudio."""
+        """The body is complete: the bytes that waited until its format was known.
+
+        Raises UnsupportedAudio.
+        """
         rest = self._receive(b"", at_end=True)
         if self._wav:
             self._wav.receive_eof()

@@ -4,11 +4,9 @@ from dataclasses import replace
 
 from whisper_byoc.audio.formats import (
     ACCEPTED,
-    MAX_CHANNELS,
-    MAX_RATE,
-    MIN_RATE,
+    CHANNELS,
     NATIVE,
-    SAMPLE_BYTES,
+    RATES,
     AudioFormat,
     Container,
     Encoding,
@@ -80,10 +78,10 @@ def _parameter(piece: str) -> tuple[str, str]:
 def _with_parameters(pcm: Pcm, parameters: dict[str, str]) -> Pcm:
     for name in _RATE_NAMES:
         if name in parameters:
-            pcm = replace(pcm, rate=_number(name, parameters[name], MIN_RATE, MAX_RATE))
+            pcm = replace(pcm, rate=_number(name, parameters[name], RATES))
     for name in _CHANNELS_NAMES:
         if name in parameters:
-            pcm = replace(pcm, channels=_number(name, parameters[name], 1, MAX_CHANNELS))
+            pcm = replace(pcm, channels=_number(name, parameters[name], CHANNELS))
     if "format" in parameters:
         pcm = replace(pcm, encoding=_encoding(parameters["format"]))
     if "endianness" in parameters:
@@ -91,23 +89,23 @@ def _with_parameters(pcm: Pcm, parameters: dict[str, str]) -> Pcm:
     return pcm
 
 
-def _number(name: str, found: str, least: int, most: int) -> int:
+def _number(name: str, found: str, allowed: range) -> int:
     # int() alone takes signs, underscores and other scripts' digits.
-    if found.isascii() and found.isdigit() and len(found) <= 9 and least <= int(found) <= most:
+    if found.isascii() and found.isdigit() and len(found) <= 9 and int(found) in allowed:
         return int(found)
-    raise InvalidOption(name, found, f"a whole number from {least} to {most}")
+    raise InvalidOption(name, found, f"a whole number from {allowed[0]} to {allowed[-1]}")
 
 
 def _encoding(found: str) -> Encoding:
-    for encoding in Encoding:
-        if encoding.demuxer == found:
-            return encoding
-    raise InvalidOption("format", found, f"one of {', '.join(e.demuxer for e in Encoding)}")
+    known = {encoding.demuxer: encoding for encoding in Encoding}
+    if found not in known:
+        raise InvalidOption("format", found, f"one of {', '.join(known)}")
+    return known[found]
 
 
 def _byte_order(encoding: Encoding, found: str) -> Encoding:
     if found in ("little-endian", "little"):
         return encoding
-    if found in ("big-endian", "big") and encoding.width == SAMPLE_BYTES:
+    if found in ("big-endian", "big") and encoding.width == 2:
         return Encoding.S16BE
     raise InvalidOption("endianness", found, "little-endian, or for 16-bit samples big-endian")

@@ -1,6 +1,6 @@
-"""Any audio into 16 kHz mono samples while it arrives, through ffmpeg as a live pipe.
+"""Any audio into 16 kHz mono samples while it arrives, by an ffmpeg process between two pipes.
 
-It writes no file, and leaves no process behind.
+Nothing is written to a file, and no process is left behind.
 """
 
 import asyncio
@@ -9,30 +9,20 @@ import os
 import re
 import shutil
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Final, Self
 
 import ffmpeg
 import imageio_ffmpeg
 
-from whisper_byoc.audio.formats import (
-    NATIVE,
-    SAMPLE_RATE,
-    AudioFormat,
-    Container,
-    Encoding,
-    Pcm,
-    Samples,
-)
+from whisper_byoc.audio.formats import NATIVE, AudioFormat, Container, Encoding, Samples
 from whisper_byoc.audio.pcm import PcmDecoder
 from whisper_byoc.errors import ConfigurationError, UnsupportedAudio
 
 logger = logging.getLogger(__name__)
 
-BLOCK_BYTES: Final = SAMPLE_RATE * NATIVE.frame_bytes
-"""One second of NATIVE audio: what may wait between a body and the job that reads it. When it is
-there, `send` waits. ffmpeg and the kernel's two pipes hold some seconds more."""
+BLOCK_BYTES: Final = NATIVE.rate * NATIVE.frame_bytes
+"""One second of NATIVE audio: so much may wait for the job that reads it before `send` waits.
+ffmpeg and the kernel's two pipes hold some seconds more."""
 
 # The audio codecs that are common in the containers we accept. ffmpeg opens decoders for all
 # streams of its input to probe them; with this list hostile video never reaches a video decoder.
@@ -44,10 +34,30 @@ _CODECS: Final = (
 ) + ",".join(f"pcm_{encoding.demuxer}" for encoding in Encoding)
 
 
+# Left alone, ffmpeg gathers up to 5 s of input before its first sample. These two have it begin
+# with the first packet (an analyzeduration of 0 would mean the default) and lose nothing, where
+# -fflags nobuffer drops what was probed. Measured with bodies paced at 1x on 2 cores, ffmpeg 9.0.2
+# (5.1.9 within 0.3 s of it), what the sender's encoder holds back included; in seconds: first byte
+# to first samples with ffmpeg left alone, the same with these two, and with these two the median
+# delay of what follows.
+#
+#     raw of another kind           0.1          0.1          0.01
+#     WAV of another kind           3.2 to 4.7   0.1          0.01
+#     MP3 of 64 kbit/s              2.0          0.2          0.07
+#     AAC (ADTS)                    3.3          0.1          0.1
+#     MPEG-TS                       5.1 to 5.3   0.1 to 0.5   0.1 to 0.2
+#     WebM, fragmented MP4          0.1          0.1          0.1
+#     Ogg, pages of 20 ms and 1 s   0.1 to 1.5   0.1 to 1.5   0.05 to 0.7
+#     FLAC, frames of 1152, 4096    0.9, 2.9     0.9, 2.9     0.7, 2.2
+#
+# FLAC stays where it is: ffmpeg's parser wants ten headers to be sure of a frame. WAV gains
+# because ffmpeg's own WAV reader holds back 64 KiB; `WavReader` hands it the audio as raw.
+_PROBING: Final = {"probesize": 32, "analyzeduration": 1}
+
+
 def find_ffmpeg() -> str:
     """The system's ffmpeg, else the one in imageio-ffmpeg's wheel. Raises ConfigurationError."""
-    found = shutil.which("ffmpeg")
-    if found:
+    if found := shutil.which("ffmpeg"):
         return found
     try:
         return str(imageio_ffmpeg.get_ffmpeg_exe())
@@ -56,43 +66,17 @@ def find_ffmpeg() -> str:
 
 
 def ffmpeg_command(audio_format: AudioFormat, ffmpeg_path: str) -> list[str]:
-    """Reads `audio_format` at standard input, writes NATIVE to standard output.
+    """The command that reads `audio_format` at standard input and writes NATIVE to its output.
 
     The input format is forced and only pipes may be opened, so that no playlist, data reference or
     other content makes ffmpeg open a file or an address.
     """
-    # Left alone, ffmpeg gathers up to 5 s of input before its first sample. These two have it begin
-    # with the first packet (an analyzeduration of 0 would mean the default) and lose nothing, where
-    # -fflags nobuffer drops what was probed. Seconds from the first byte to the first samples, left
-    # alone and so, then the median delay of what follows; bodies paced at 1x, 2 cores; ffmpeg
-    # 9.0.2, and 5.1.9 within 0.3 s of it. What the sender's encoder holds back is included.
-    #
-    #     raw of another kind           0.1          0.1          0.01
-    #     WAV of another kind           3.2 to 4.7   0.1          0.01
-    #     MP3 of 64 kbit/s              2.0          0.2          0.07
-    #     AAC (ADTS)                    3.3          0.1          0.1
-    #     MPEG-TS                       5.1 to 5.3   0.1 to 0.5   0.1 to 0.2
-    #     WebM, fragmented MP4          0.1          0.1          0.1
-    #     Ogg, pages of 20 ms and 1 s   0.1 to 1.5   0.1 to 1.5   0.05 to 0.7
-    #     FLAC, frames of 1152, 4096    0.9, 2.9     0.9, 2.9     0.7, 2.2
-    #
-    # FLAC stays where it is: ffmpeg's parser wants ten headers to be sure of a frame. WAV gains
-    # because ffmpeg's own WAV reader holds back 64 KiB; `WavReader` hands it the audio as raw.
-    if isinstance(audio_format, Pcm):
-        forced = {
-            "f": audio_format.encoding.demuxer,
-            "ar": audio_format.rate,
-            "ac": audio_format.channels,
-        }
-    else:
-        forced = {"f": audio_format.demuxer}
     source = ffmpeg.input(
         "pipe:0",
-        **forced,
+        **_format_options(audio_format),
         protocol_whitelist="pipe",
         codec_whitelist=_CODECS,
-        probesize=32,
-        analyzeduration=1,
+        **_PROBING,
         threads=1,
         vn=None,
         sn=None,
@@ -105,10 +89,8 @@ def ffmpeg_command(audio_format: AudioFormat, ffmpeg_path: str) -> list[str]:
     # s16le is what openai-whisper has ffmpeg write for its own models.
     sink = source["a:0"].output(
         "pipe:1",
+        **_format_options(NATIVE),
         **kept,
-        f=NATIVE.encoding.demuxer,
-        ar=NATIVE.rate,
-        ac=NATIVE.channels,
         threads=1,
         flush_packets=1,
     )
@@ -116,8 +98,16 @@ def ffmpeg_command(audio_format: AudioFormat, ffmpeg_path: str) -> list[str]:
     return [str(word) for word in sink.global_args(*flags).compile(cmd=ffmpeg_path)]
 
 
+def _format_options(audio_format: AudioFormat) -> dict[str, str | int]:
+    if isinstance(audio_format, Container):
+        return {"f": audio_format.demuxer}
+    raw = audio_format
+    return {"f": raw.encoding.demuxer, "ar": raw.rate, "ac": raw.channels}
+
+
 class _Complaints(asyncio.Protocol):
-    """Empties ffmpeg's standard error, which would block it when full, and keeps the end."""
+    """Reads ffmpeg's standard error, since ffmpeg stops when that pipe is full, and keeps the last
+    4 KiB to say why it failed. `ended`: set when ffmpeg has closed it."""
 
     _KEPT_BYTES = 4_096
     _PREFIX = re.compile(r"^(?:\[[^\]]* @ 0x[0-9a-f]+\] ?)+")
@@ -138,7 +128,8 @@ class _Complaints(asyncio.Protocol):
 
     @property
     def last_line(self) -> str:
-        """The last line that one of ffmpeg's parts wrote; its main program adds general ones."""
+        """The last line by one of ffmpeg's parts (`[mp3 @ 0x5581c0] …`), without that prefix: it
+        names the cause, where the lines of the main program behind it are general."""
         lines = [line for line in self._tail.decode("utf-8", "replace").splitlines() if line]
         special = [line for line in lines if self._PREFIX.match(line)]
         line = (special or lines or ["no message"])[-1]
@@ -148,8 +139,8 @@ class _Complaints(asyncio.Protocol):
 class Decoder:
     """One ffmpeg process: bytes of one format in, samples out.
 
-    Who starts it closes it. One task sends, another iterates. A task that is cancelled in `send`
-    may have sent a part; one cancelled while iterating has lost nothing.
+    Whoever calls `start` calls `close`. One task sends, another iterates. Cancelling a `send` may
+    leave a part of its bytes sent; cancelling the iteration loses nothing.
     """
 
     def __init__(
@@ -199,8 +190,8 @@ class Decoder:
         return self._process.pid
 
     async def send(self, data: bytes) -> None:
-        """Waits while ffmpeg's pipe is full. When ffmpeg has gone the data are dropped: why it
-        went is told where the samples are read."""
+        """Waits while ffmpeg's pipe is full. When ffmpeg has ended the data are dropped: why it
+        ended is told by the iteration."""
         self._num_bytes += len(data)
         for start in range(0, len(data), BLOCK_BYTES):
             if self._stdin.is_closing():
@@ -253,8 +244,8 @@ class Decoder:
         )
 
     async def close(self) -> None:
-        """Kills ffmpeg and waits until it is gone; a task that still sends or iterates goes on
-        with nothing. Cancelling it leaves a process that is dead but may be reaped later."""
+        """Kill ffmpeg and wait until it is gone. A task that still sends has its bytes dropped, one
+        that iterates comes to the end. Cancelling this leaves ffmpeg dead, to be reaped later."""
         self._closed = True
         if self._process.returncode is None:
             self._process.kill()
@@ -265,15 +256,3 @@ class Decoder:
                 pass
         await self._process.wait()
         await self._complaints.ended.wait()
-
-
-@asynccontextmanager
-async def open_decoder(
-    audio_format: AudioFormat, ffmpeg_path: str | None = None
-) -> AsyncIterator[Decoder]:
-    """Raises ConfigurationError where ffmpeg cannot be run. At exit ffmpeg is gone."""
-    decoder = await Decoder.start(audio_format, ffmpeg_path)
-    try:
-        yield decoder
-    finally:
-        await decoder.close()

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SAMPLE_RATE: Final = 16_000
-SAMPLE_BYTES: Final = 2
+"""Hz; what Whisper and the voice activity model hear."""
 
 Samples: TypeAlias = NDArray[np.float32]
 """Mono, 16 kHz, shape `(n,)`, in [-1, 1)."""
@@ -75,8 +75,10 @@ class Pcm:
 AudioFormat: TypeAlias = Container | Pcm
 
 NATIVE: Final = Pcm()
-"""The one format that needs no ffmpeg."""
+"""s16le, 16 kHz, mono: the one format that needs no ffmpeg."""
 
 ACCEPTED: Final = "raw PCM, WAV, FLAC, MP3, AAC, Ogg, WebM, MP4 or MPEG-TS"
 
-MIN_RATE, MAX_RATE, MAX_CHANNELS = 1_000, 384_000, 32
+RATES: Final = range(1_000, 384_001)
+CHANNELS: Final = range(1, 33)
+"""What raw audio may have, so that a header cannot ask for resampling without measure."""

@@ -6,6 +6,7 @@ from whisper_byoc.audio.sniffing import SNIFF_BYTES
 from whisper_byoc.errors import UnsupportedAudio
 
 _MP4_BOXES = 8
+"""So many are looked at: before the index come few, such as ftyp, free and uuid."""
 
 
 def mp4_is_streamable(head: bytes) -> bool | None:

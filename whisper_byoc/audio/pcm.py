@@ -6,7 +6,8 @@ from whisper_byoc.audio.formats import NATIVE, AudioFormat, Pcm, Samples
 
 
 class FrameCutter:
-    """Hands on whole frames of `frame_bytes`; a piece of one waits here for its rest."""
+    """Hands on whole frames of `frame_bytes` bytes (one sample of each channel); the beginning of a
+    frame waits here for the bytes that complete it."""
 
     def __init__(self, frame_bytes: int) -> None:
         self._frame_bytes = frame_bytes
@@ -21,17 +22,21 @@ class FrameCutter:
 
 
 class RawStream:
-    """Raw audio that comes in several bodies: one may end within a frame, and the next has no head
-    to tell its format by. Owned by who reads the stream, and lent to the reader of each body."""
+    """What the bodies of one stream of raw audio share.
+
+    A body may end in the middle of a frame, which the next body completes, and that next body has
+    no header to tell its format by. Owned by the reader of the stream, which lends it to the
+    BodyReader of each body in turn.
+    """
 
     def __init__(self) -> None:
         self.format: Pcm | None = None
-        """Of the last body that was raw audio."""
+        """Format of the last body that was raw audio; None before the first."""
         self._cutter: FrameCutter | None = None
 
     def begin_body(self, audio_format: AudioFormat) -> FrameCutter | None:
-        """What cuts the frames of a body of raw audio: it goes on with the piece that the body
-        before has left, if that had the same format. None for a body of anything else."""
+        """The cutter for a body of raw audio: the one of the body before, with the piece of a frame
+        that it has left, if both have the same format. None for a body of any other kind."""
         if not isinstance(audio_format, Pcm):
             self._cutter = None
         elif self._cutter is None or audio_format != self.format:
@@ -41,7 +46,7 @@ class RawStream:
 
 
 def to_samples(frames: bytes) -> Samples:
-    """Whole frames of NATIVE audio as samples."""
+    """Whole frames of NATIVE audio as samples: float32 (n,), n half the number of bytes."""
     return np.frombuffer(frames, "<i2") * np.float32(1 / 32_768)
 
 

@@ -1,10 +1,10 @@
-"""Bodies out of segments: where a file of its own begins, and where the last goes on."""
+"""Bodies out of segments: which segments are one file, and where another file begins."""
 
 from collections.abc import AsyncIterator
 from typing import Self
 
-from whisper_byoc.audio.formats import AudioFormat
-from whisper_byoc.audio.sniffing import begins_anew, sniff
+from whisper_byoc.audio.formats import AudioFormat, Container, Pcm
+from whisper_byoc.audio.sniffing import sniff
 from whisper_byoc.errors import UnsupportedAudio
 
 _HEAD_BYTES = 1_024
@@ -12,11 +12,11 @@ _HEAD_BYTES = 1_024
 
 
 class SegmentJoiner:
-    """Iterates over the bodies in segments, each of which may be a file of its own or more of the
-    last; a body is an iterator over its chunks.
+    """Iterates over the bodies in a stream of segments; a body is an iterator over its chunks.
 
-    Whoever gives a body up in the middle loses the rest of that segment: the next body begins with
-    the next segment.
+    A segment is the beginning of a new body, or more of the body before, as `_begins_body` tells by
+    its first bytes. Iterated and owned by one task. Whoever leaves a body before its end loses the
+    rest of the segment that was being read: the next body begins with the next segment.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class SegmentJoiner:
         return self
 
     async def __anext__(self) -> AsyncIterator[bytes]:
-        """Waits for a segment with data."""
+        """Waits for a segment with data; StopAsyncIteration when the segments have ended."""
         if self._rest is None:
             await self._open()
         if self._rest is None:
@@ -47,11 +47,12 @@ class SegmentJoiner:
             async for chunk in rest:
                 yield chunk
             await self._open()
-            if self._rest is not None and begins_anew(self._head, current):
+            if self._rest is not None and _begins_body(self._head, current):
                 return
 
     async def _open(self) -> None:
-        """Find the next segment that is not empty."""
+        """Find the next segment that is not empty: its first bytes, and an iterator over the
+        others; None for that where no segment is left."""
         async for segment in self._segments:
             head = b""
             async for chunk in segment:
@@ -61,6 +62,19 @@ class SegmentJoiner:
             if head:
                 self._head, self._rest = head, segment
                 return
+
+
+def _begins_body(head: bytes, current: AudioFormat | None) -> bool:
+    """Whether a segment that begins with `head` is a file of its own, and not more of the body
+    before it, which is `current`.
+
+    Raw audio goes on from segment to segment. So does a transport stream: a decoder has to hear
+    its segments as one, though each begins like a file.
+    """
+    found = _sniffed(head)
+    if isinstance(current, Pcm) or not isinstance(found, Container):
+        return False
+    return not (found is Container.MPEG_TS and current is Container.MPEG_TS)
 
 
 def _sniffed(head: bytes) -> AudioFormat | None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from whisper_byoc.audio.formats import ACCEPTED, NATIVE, AudioFormat, Container, Pcm
+from whisper_byoc.audio.formats import ACCEPTED, NATIVE, AudioFormat, Container
 from whisper_byoc.errors import UnsupportedAudio
 
 _ADTS_HEADER = 7
@@ -14,6 +14,7 @@ SNIFF_BYTES: Final = _MAX_ADTS_FRAME + _ADTS_HEADER
 waits for 8 bytes as a rule, for 377 where it begins with the byte 0x47."""
 
 _TEXT_BYTES = 64
+"""So many printable characters at its beginning make a body text (see `_as_text`)."""
 
 Pattern: TypeAlias = dict[int, bytes]
 """Bytes by their offset."""
@@ -59,22 +60,11 @@ def sniff(head: bytes, *, at_end: bool = False) -> AudioFormat | None:
     return None if unsure and not at_end else NATIVE
 
 
-def begins_anew(head: bytes, current: AudioFormat | None) -> bool:
-    """Whether a segment that begins with `head` is a file of its own, and not more of the one
-    before, which is `current`. Transport streams go on in one another, and so does raw audio."""
-    if isinstance(current, Pcm):
-        return False
-    try:
-        found = sniff(head, at_end=True)
-    except UnsupportedAudio:
-        return False
-    if not isinstance(found, Container):
-        return False
-    return not (found is Container.MPEG_TS and current is Container.MPEG_TS)
-
-
 def _verdicts(head: bytes, *, at_end: bool) -> Iterator[AudioFormat | None]:
-    """Each with the meaning of `sniff`'s answer: NATIVE for no, None for not yet."""
+    """The answer of every check: a container, NATIVE for no, None while it needs more bytes.
+
+    Raises UnsupportedAudio for what is certainly not audio.
+    """
     yield _as_text(head, at_end=at_end)
     for name, pattern in _NOT_AUDIO:
         match = matches(head, pattern)
@@ -90,7 +80,7 @@ def _verdicts(head: bytes, *, at_end: bool) -> Iterator[AudioFormat | None]:
 
 
 def matches(head: bytes, pattern: Pattern) -> bool | None:
-    """None where `head` is too short to say no."""
+    """Whether `head` has the pattern's bytes; None where it may, and is too short to tell."""
     match: bool | None = True
     for offset, magic in pattern.items():
         found = head[offset : offset + len(magic)]
@@ -144,7 +134,8 @@ class _Frame:
 def _as_frames(
     head: bytes, container: Container, header_bytes: int, parse: Callable[[bytes], _Frame | None]
 ) -> AudioFormat | None:
-    """One header in speech is chance, two at the right distance are not."""
+    """Whether `head` begins with two frames: what looks like a header happens by chance in raw
+    speech, two of them at the distance that the first gives do not."""
     if not head.startswith(b"\xff"):
         return NATIVE if head else None
     if len(head) < header_bytes:

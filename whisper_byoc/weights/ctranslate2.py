@@ -40,7 +40,7 @@ DTYPES: Final = (
 """By the format's dtype code."""
 
 HEAD_WIDTH: Final = 64
-"""Of every Whisper size."""
+"""Channels of one attention head: the same in every size of Whisper."""
 
 
 class InvalidModelFile(ConfigurationError):
@@ -56,12 +56,12 @@ class Checkpoint(TypedDict):
     model_state_dict: dict[str, torch.Tensor]
 
 
-def read_ctranslate2(data: bytes | memoryview | Path) -> dict[str, NDArray[Any]]:
+def read_ctranslate2(data: bytes | memoryview) -> dict[str, NDArray[Any]]:
     """All tensors by name, aliases included, as read-only views into `data`.
 
     Raises InvalidModelFile for bytes that are cut short or are anything else.
     """
-    reader = _Reader(data.read_bytes() if isinstance(data, Path) else data)
+    reader = _Reader(data)
     reader.expect("version", reader.u32(), VERSION)
     reader.expect("specification", reader.string(), SPECIFICATION)
     reader.expect("revision", reader.u32(), REVISION)
@@ -111,7 +111,10 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 
 
 class _Reader:
-    """A position in bytes that nobody vouches for."""
+    """Takes fields of the format out of untrusted bytes, one behind another.
+
+    Its methods raise InvalidModelFile where the bytes end early or make no sense.
+    """
 
     def __init__(self, data: bytes | memoryview) -> None:
         self._data = memoryview(data).cast("B")
@@ -166,6 +169,7 @@ class _Reader:
             raise InvalidModelFile(f"file goes on for {left} bytes, expected its end")
 
     def _take(self, size: int, what: str) -> memoryview:
+        # Slicing a view copies nothing, so a size beyond the file costs nothing before it is seen.
         taken = self._data[self._position : self._position + size].toreadonly()
         if len(taken) < size:
             raise InvalidModelFile(

@@ -23,14 +23,16 @@ from whisper_byoc.weights.accepting import sha256_of
 
 CHUNK_BYTES: Final = 1 << 18
 MAX_CONNECTIONS: Final = 5
-"""In one call: a connection that breaks is taken up again where it broke."""
+"""For one file: after a connection that breaks, the next one asks for the rest."""
 
 Report = Callable[[int, int | None], None]
-"""Is told the bytes that are there, and of how many (None: the server does not say)."""
+"""Called as a file arrives: with the bytes that are there, and the bytes of the whole file (None
+where the server does not say)."""
 
 
 class DownloadFailed(ConfigurationError):
-    """The file could not be fetched; what has arrived is kept when it may still be of use."""
+    """The file could not be fetched. What has arrived of it is kept, for the next call to go on
+    with, unless its digest was wrong."""
 
     code = "download_failed"
 
@@ -56,7 +58,7 @@ def tls_context(environ: Mapping[str, str]) -> ssl.SSLContext:
         except ssl.SSLError as error:
             raise ConfigurationError(f"{name} is {bundle}, expected certificates") from error
     if not context.get_ca_certs():
-        # python.org's Python on macOS finds none; certifi comes with requests, with tiktoken
+        # python.org's Python on macOS finds none of the system's.
         context.load_verify_locations(cafile=certifi.where())
     return context
 
@@ -87,7 +89,8 @@ class Downloader:
         if not sha256:
             part.unlink(missing_ok=True)
         found = ""
-        for _ in range(2 if _size(part) else 1):  # the beginning that was there may be wrong
+        # Twice where an earlier call has left a beginning, which may have been wrong.
+        for _ in range(2 if _size(part) else 1):
             self._transfer(url, part, report)
             found = sha256_of(part)
             if sha256 in (None, found):

@@ -5,17 +5,28 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from whisper_bench.peers import LOADERS
 from whisper_bench.setup import Setup
 from whisper_byoc.audio.pcm import PcmDecoder
 from whisper_byoc.errors import ServiceError
+
+Result = TypeVar("Result")
+
+
+def call_in_process(function: Callable[..., Result], *arguments: Any) -> Result:
+    """What `function` returns, in a process of its own that is gone afterwards: what it imports
+    and allocates stays out of this one. Raises what `function` raises."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 class RunFailed(ServiceError):
@@ -30,8 +41,11 @@ class RunFailed(ServiceError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a worker sends back for clips given at once. profile: seconds by part since it was
-    loaded, where a run tells."""
+    """What the process of a run sends back for recordings given at once.
+
+    texts: one for each recording. seconds: from samples in to texts out. profile: seconds by part
+    since the run was loaded; empty where it does not tell. peak_rss_mb: of the process so far.
+    """
 
     texts: list[str]
     seconds: float
@@ -39,8 +53,8 @@ class Answer:
     peak_rss_mb: float
 
 
-def work(run: str, setup: Setup, connection: Connection) -> None:
-    """A worker's life: load, then text for samples until the parent is gone."""
+def serve_run(run: str, setup: Setup, connection: Connection) -> None:
+    """What the process of a run does: load it, then answer with texts until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who then ends us
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that libraries clean up
     try:
@@ -71,8 +85,8 @@ def peak_rss_mb() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-class Worker:
-    """The parent's end of one run; `open_worker` starts it and ends it."""
+class RunProcess:
+    """The parent's end of the process of one run. `open_process` starts it and ends it."""
 
     def __init__(
         self, run: str, process: multiprocessing.process.BaseProcess, connection: Connection
@@ -84,8 +98,8 @@ class Worker:
         self.profile: dict[str, float] = {}
 
     def transcribe(self, recordings: Sequence[bytes]) -> Answer:
-        """Raises RunFailed. recordings: each 16 kHz mono int16."""
-        with suppress(BrokenPipeError):  # `_receive` tells what became of it
+        """recordings: each 16 kHz mono int16. Raises RunFailed."""
+        with suppress(BrokenPipeError):  # `_receive` tells what became of the process
             self._connection.send(recordings)
         answer: Answer = self._receive()
         self.peak_rss_mb, self.profile = answer.peak_rss_mb, answer.profile
@@ -97,22 +111,25 @@ class Worker:
         except (EOFError, ConnectionError) as error:
             self._process.join()
             status = self._process.exitcode
-            raise RunFailed(self.run, f"its worker ended with exit status {status}") from error
+            raise RunFailed(self.run, f"its process ended with exit status {status}") from error
         if isinstance(answer, RunFailed):
             raise answer
         return answer
 
 
 @contextmanager
-def open_worker(run: str, setup: Setup) -> Iterator[Worker]:
-    """A loaded worker; at exit its process is gone, whatever it was doing."""
+def open_process(run: str, setup: Setup) -> Iterator[RunProcess]:
+    """The process of a run that is loaded; at exit it is gone, whatever it was doing.
+
+    Raises RunFailed.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(run, setup, theirs), name=run, daemon=True)
+    process = context.Process(target=serve_run, args=(run, setup, theirs), name=run, daemon=True)
     process.start()
     theirs.close()
     try:
-        yield Worker(run, process, ours)
+        yield RunProcess(run, process, ours)
     finally:
         ours.close()
         process.terminate()
