@@ -283,7 +283,7 @@ async def test_case_121_video_without_audio_is_no_error_and_audio_may_come_later
 
 
 async def test_case_122_a_long_stream_loses_nothing_and_its_memory_is_flat(speak: Speak) -> None:
-    """Scaled: ten minutes at forty times the pace. Half an hour at 1× is run by hand
+    """Scaled: ten minutes as fast as they are taken. Half an hour at 1× is run by hand
     (docs/livepeer.md)."""
     sentence = padded(speak(TEXT), 1.0, 1.0)
     minute = np.concatenate([sentence, np.zeros(60 * 16_000 - len(sentence), np.float32)])
