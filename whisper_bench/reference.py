@@ -13,8 +13,8 @@ from whisper.tokenizer import LANGUAGES, get_tokenizer
 
 from whisper_byoc.decode import DecodeRequest, Hypothesis, Rung, Task, Trip
 from whisper_byoc.errors import DecodeError
-from whisper_byoc.inference.batched import APPENDED, PREPENDED
 from whisper_byoc.inference.ladder import TEMPERATURES, find_trip
+from whisper_byoc.inference.words import APPENDED, PREPENDED
 from whisper_byoc.transcript import Word
 
 

@@ -14,9 +14,10 @@ from whisper.model import ModelDimensions, Whisper
 
 from tests.conftest import MODELS
 from whisper_byoc.inference.batched import log_mel
+from whisper_byoc.inference.checkpoint import Checkpoint, Dimensions
 from whisper_byoc.inference.engine import read_warm_up_clip
 from whisper_byoc.inference.native import Library, NativeNetwork
-from whisper_byoc.inference.network import MAX_FRAMES, Ask, Dimensions, Feed
+from whisper_byoc.inference.network import MAX_FRAMES, Ask, Feed
 
 PREFIX = [257, 362]
 SMALL = Dimensions(80, MAX_FRAMES, 128, 2, 1, 1003, 448, 128, 2, 2)
@@ -25,24 +26,22 @@ FRAMES = (1, 15, 16, 17, 65, MAX_FRAMES)
 
 
 def drive(network: NativeNetwork, mel: torch.Tensor) -> None:
-    """Windows of one frame to 1500, with a tail and without; streams of up to 448 tokens, passes of
-    more than 64 rows, and steps of many streams."""
-    tail = network.thin(network.encode(mel), 8)
+    """Windows of one frame to 1500, with a tail and without; texts of up to 448 tokens, passes of
+    more than 64 rows, and steps of many windows."""
+    tail = network.tail(-1.0)
     mask = network.mask(np.zeros(network.dims.n_vocab, dtype=np.float32))
-    encoded = [network.encode(mel[:, : 2 * frames].contiguous(), tail, 8) for frames in FRAMES]
+    encoded = [network.encode(mel[:, : 2 * frames].contiguous(), tail) for frames in FRAMES]
     encoded += [network.encode(mel[:, : 2 * frames].contiguous()) for frames in FRAMES[:-1]]
-    streams = [network.open(window, 448) for window in encoded]
-    network.forward([Feed(stream, PREFIX, [Ask(0), Ask(1, mask)]) for stream in streams])
-    network.forward([Feed(stream, [383], [Ask(0, mask)]) for stream in streams])
+    caches = [network.open(window, 448) for window in encoded]
+    network.forward([Feed(cache, PREFIX, [Ask(0), Ask(1, mask)]) for cache in caches])
+    network.forward([Feed(cache, [383], [Ask(0, mask)]) for cache in caches])
     for first, last in pairwise((3, 30, 131, 448)):
-        feeds = [
-            Feed(stream, range(last - first), [Ask(0, mask), Ask(last - first - 1, mask)])
-            for stream in (streams[0], streams[-1])
-        ]
+        asks = [Ask(0, mask), Ask(last - first - 1, mask)]
+        feeds = [Feed(cache, range(last - first), asks) for cache in (caches[0], caches[-1])]
         network.forward(feeds)
-    streams[0].attention(0, 448)
-    for stream in streams:
-        network.close(stream)
+    caches[0].attention(0, 448)
+    for cache in caches:
+        network.close(cache)
 
 
 def small_weights(dims: Dimensions) -> dict[str, torch.Tensor]:
@@ -58,16 +57,13 @@ def main() -> None:
     torch.set_num_threads(1)
     library = Library(Path(sys.argv[1]))
     noise = torch.randn(80, 2 * MAX_FRAMES, generator=torch.Generator().manual_seed(1))
-    weights = small_weights(SMALL)
+    small = Checkpoint(SMALL, small_weights(SMALL), [(0, 1), (1, 0)])
     for threads in (1, 2, 3):
-        drive(NativeNetwork(SMALL, weights, library, [(0, 1), (1, 0)], threads), noise)
-    checkpoint = torch.load(MODELS / "tiny.en.pt", weights_only=True, mmap=True)
-    dims, weights = Dimensions(**checkpoint["dims"]), checkpoint["model_state_dict"]
-    mel = log_mel(read_warm_up_clip(), 150, 80)
-    network = NativeNetwork(dims, weights, library, [(1, 0), (3, 5)], threads=2)
-    stream = network.open(network.encode(mel), 8)
-    network.forward([Feed(stream, PREFIX, [Ask(1)])])
-    network.close(stream)
+        drive(NativeNetwork(small, library, threads), noise)
+    network = NativeNetwork(Checkpoint.load(MODELS / "tiny.en.pt", "tiny.en"), library, threads=2)
+    cache = network.open(network.encode(log_mel(read_warm_up_clip(), 150, 80)), 8)
+    network.forward([Feed(cache, PREFIX, [Ask(1)])])
+    network.close(cache)
     print("clean")
 
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from tests.conftest import MODELS, Speak
 from whisper_bench.files import read_audio
 from whisper_bench.reference import ReferenceModel
-from whisper_byoc.decode import DecodeRequest, Evidence, Hypothesis, Rung, Task
+from whisper_byoc.decode import DecodeRequest, Hypothesis, Rung, Task
 from whisper_byoc.errors import DecodeError
-from whisper_byoc.inference.batched import BatchedModel, log_mel, silence_level, whole_words
+from whisper_byoc.inference.batched import BatchedModel, log_mel, silence_level
 from whisper_byoc.inference.network import MAX_FRAMES, Feed, Network
 from whisper_byoc.inference.precision import Branch, runs_here
 from whisper_byoc.inference.torch_network import TorchNetwork
@@ -286,37 +286,6 @@ def test_the_evidence_of_a_word_tells_where_it_was_heard(
         assert answer.evidence[-1].attended <= len(clip) / 16_000 + 0.02
 
 
-def pieces(text: str) -> list[tuple[str, Word, Evidence]]:
-    """`_` stands for a space."""
-    raw = text.replace("_", " ").split("|")
-    return [
-        (it, Word(it.strip(), n, n + 0.5, 0.9 - n / 10), Evidence(n, n / 10, 0.9 - n / 10))
-        for n, it in enumerate(raw)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "continued", "expected"),
-    [
-        pytest.param("_cold|-|hearted|_man", False, "cold-hearted man", id="hyphens"),
-        pytest.param("Oh,|_no", False, "Oh, no", id="no space at the very beginning"),
-        pytest.param(",|_is|_it", True, "is it", id="punctuation behind what is final"),
-        pytest.param("-sposed|_man", True, "sposed man", id="letters behind what is final"),
-        pytest.param(".|-|-", True, "", id="nothing else"),
-    ],
-)
-def test_words_are_whole(text: str, continued: bool, expected: str) -> None:
-    words, evidence = whole_words(pieces(text), continued=continued)
-    assert " ".join(word.text for word in words) == expected
-    assert len(words) == len(evidence)
-
-
-def test_a_whole_word_is_as_certain_as_its_least_part() -> None:
-    [word], [seen] = whole_words(pieces("_cold|-|hearted"), continued=False)
-    assert (word.start, word.end, word.probability) == pytest.approx((0, 2.5, 0.7))
-    assert (seen.attended, seen.tail_mass, seen.probability) == pytest.approx((2, 0.2, 0.7))
-
-
 class FailingNetwork:
     """A network that fails at a chosen place, for the window that has a chosen number of frames."""
 
@@ -327,20 +296,20 @@ class FailingNetwork:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._network, name)
 
-    def encode(self, mel: torch.Tensor, tail: Any = None, stride: int = 1) -> Any:
+    def encode(self, mel: torch.Tensor, tail: Any = None) -> Any:
         self._fail("encode", mel.shape[1] // 2)
-        return self._network.encode(mel, tail, stride)
+        return self._network.encode(mel, tail)
 
     def open(self, encoded: Any, positions: int) -> Any:
         self._fail("open", encoded.num_frames)
-        stream = self._network.open(encoded, positions)
+        cache = self._network.open(encoded, positions)
         if self._phase == "words" and encoded.num_frames == self._frames:
-            return Unattended(stream)
-        return stream
+            return Unattended(cache)
+        return cache
 
     def forward(self, feeds: Sequence[Feed]) -> Any:
         for feed in feeds:
-            self._fail("decode", feed.stream.encoded.num_frames)
+            self._fail("decode", feed.cache.encoded.num_frames)
         return self._network.forward(feeds)
 
     def _fail(self, phase: str, frames: int) -> None:
@@ -349,16 +318,16 @@ class FailingNetwork:
 
 
 class Unattended:
-    """A stream whose attention is of no head, so that no times can be made of it."""
+    """A cache whose attention is of no head, so that no times can be made of it."""
 
-    def __init__(self, stream: Any) -> None:
-        object.__setattr__(self, "_stream", stream)
+    def __init__(self, cache: Any) -> None:
+        object.__setattr__(self, "_cache", cache)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self._cache, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._stream, name, value)
+        setattr(self._cache, name, value)
 
     def attention(self, first: int, last: int) -> Any:
         return np.empty(0)[first, last]

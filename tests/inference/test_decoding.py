@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from whisper.decoding import SuppressBlank, SuppressTokens
 from whisper.tokenizer import get_tokenizer
 
-from whisper_byoc.inference.decoding import Decode, Rules, Window, decode_all
-from whisper_byoc.inference.network import Ask, Choice, Dimensions, Feed
+from whisper_byoc.inference.checkpoint import Dimensions
+from whisper_byoc.inference.decoding import Decoded, EncodedWindow, Rules, decode_all
+from whisper_byoc.inference.network import Ask, Choice, Feed
 
 TOKENIZER = get_tokenizer(False)
 NUM_TOKENS = 51864
@@ -21,7 +22,7 @@ BEGIN = TOKENIZER.timestamp_begin
 DIMENSIONS = Dimensions(80, 1500, 64, 1, 1, NUM_TOKENS, 448, 64, 1, 1)
 
 
-class ScriptedStream:
+class ScriptedCache:
     positions = 448
     is_open = True
 
@@ -34,7 +35,7 @@ class ScriptedStream:
 
 
 class ScriptedNetwork:
-    """Answers with `logits_of` the tokens that a stream holds."""
+    """Answers with `logits_of` the tokens that a cache holds."""
 
     dims = DIMENSIONS
     seconds: dict[str, float] = {}  # noqa: RUF012
@@ -47,30 +48,30 @@ class ScriptedNetwork:
     def mask(self, values: Any) -> torch.Tensor:
         return torch.from_numpy(values)
 
-    def encode(self, mel: Any, tail: Any = None, stride: int = 1) -> Any: ...
+    def encode(self, mel: Any, tail: Any = None) -> Any: ...
 
-    def thin(self, encoded: Any, stride: int) -> Any: ...
+    def tail(self, level: float) -> Any: ...
 
-    def open(self, encoded: Any, positions: int) -> ScriptedStream:
+    def open(self, encoded: Any, positions: int) -> ScriptedCache:
         self.num_open += 1
-        return ScriptedStream()
+        return ScriptedCache()
 
-    def close(self, stream: Any) -> None:
+    def close(self, cache: Any) -> None:
         self.num_open -= 1
 
     def forward(self, feeds: Sequence[Feed]) -> tuple[list[list[Choice]], torch.Tensor]:
         self.num_passes += 1
         rows, choices = [], []
-        for stream, tokens, asks in feeds:
-            before = stream.tokens[: stream.length]
+        for cache, tokens, asks in feeds:
+            before = cache.tokens[: cache.length]
             for ask in asks:
                 logits = self._logits_of([*before, *tokens[: ask.at + 1]])
                 rows.append(logits)
             choices.append(
                 [choose(row, ask) for row, ask in zip(rows[-len(asks) :], asks, strict=True)]
             )
-            stream.tokens = [*before, *tokens]
-            stream.length = len(stream.tokens)
+            cache.tokens = [*before, *tokens]
+            cache.length = len(cache.tokens)
         return choices, torch.stack(rows)
 
 
@@ -122,17 +123,19 @@ def logits_for(text: Sequence[int]) -> Any:
     return logits_of
 
 
-def decode(network: ScriptedNetwork, *windows: Window, temperature: float = 0.0) -> list[Any]:
+def decode(
+    network: ScriptedNetwork, *windows: EncodedWindow, temperature: float = 0.0
+) -> list[Decoded]:
     rules = Rules(TOKENIZER, NUM_TOKENS, network)
-    decodes = [Decode(network, window, rules, temperature) for window in windows]
-    decode_all(network, decodes)
+    results = decode_all(network, rules, windows, temperature)
     assert network.num_open == 0
-    return [decode.result for decode in decodes]
+    return results
 
 
-def window(seconds: float = 5.0, draft: tuple[int, ...] = ()) -> Window:
+def window(seconds: float = 5.0, draft: tuple[int, ...] = ()) -> EncodedWindow:
     encoded: Any = None
-    return Window(encoded, 100, (TOKENIZER.sot, TOKENIZER.no_timestamps), 0, seconds, 8, draft)
+    prefix = TOKENIZER.sot, TOKENIZER.no_timestamps
+    return EncodedWindow(encoded, 100, prefix, 0, seconds, 8, draft)
 
 
 TEXT = [1000, 2000, 3000, 4000]

@@ -16,18 +16,18 @@ from scripts.build_native import commands, find_compiler, libraries
 from tests.conftest import MODELS, REPOSITORY, Speak
 from whisper_byoc.errors import ConfigurationError
 from whisper_byoc.inference.batched import BatchedModel, log_mel
+from whisper_byoc.inference.checkpoint import Checkpoint
 from whisper_byoc.inference.engine import load_models
 from whisper_byoc.inference.native import Library, NativeNetwork
-from whisper_byoc.inference.network import Ask, Choice, Dimensions, Feed
+from whisper_byoc.inference.network import Ask, Choice, Feed
 from whisper_byoc.inference.precision import Branch, num_cores, runs_here
 from whisper_byoc.inference.torch_network import TorchNetwork
 from whisper_byoc.settings import Device, ModelSettings
 
 pytestmark = pytest.mark.model
-HEADS = [(1, 0), (2, 0), (2, 5), (3, 0)]
 PREFIX = [50257, 50362]
 NATIVE = [Branch.AVX512, Branch.AVX2]
-CHECKPOINT = MODELS / "tiny.en.pt"
+WEIGHTS = MODELS / "tiny.en.pt"
 
 
 @pytest.fixture(scope="module", params=NATIVE)
@@ -46,9 +46,8 @@ def compiler() -> str:
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> tuple[Dimensions, dict[str, torch.Tensor]]:
-    loaded = torch.load(CHECKPOINT, weights_only=True)
-    return Dimensions(**loaded["dims"]), loaded["model_state_dict"]
+def checkpoint() -> Checkpoint:
+    return Checkpoint.load(WEIGHTS, "tiny.en")
 
 
 @pytest.fixture(scope="module")
@@ -116,38 +115,33 @@ MAX_DIFFERENCE = {Branch.AVX512: 0.06, Branch.AVX2: 0.005}
 
 
 def test_how_far_integers_are_from_fp32(
-    branch: Branch, checkpoint: tuple[Dimensions, dict[str, torch.Tensor]], mel: torch.Tensor
+    branch: Branch, checkpoint: Checkpoint, mel: torch.Tensor
 ) -> None:
-    dims, weights = checkpoint
     ours = open_native(branch, checkpoint, 2).encode(mel).values[:, :, :200].astype(np.float32)
-    exact = TorchNetwork(dims, weights, "cpu", torch.float32).encode(mel).kv[:, 1].numpy()
+    exact = TorchNetwork(checkpoint, "cpu", torch.float32).encode(mel).kv[:, 1].numpy()
     assert np.abs(ours - exact).mean() / np.abs(exact).mean() <= MAX_DIFFERENCE[branch]
 
 
 # ---- threads
 
 
-def open_native(
-    branch: Branch, checkpoint: tuple[Dimensions, dict[str, torch.Tensor]], threads: int
-) -> NativeNetwork:
-    dims, weights = checkpoint
-    library = Library(Library.path(branch.value))
-    return NativeNetwork(dims, weights, library, HEADS, threads)
+def open_native(branch: Branch, checkpoint: Checkpoint, threads: int) -> NativeNetwork:
+    return NativeNetwork(checkpoint, Library(Library.path(branch)), threads)
 
 
 def test_one_two_and_three_threads_give_the_same_bits(
-    branch: Branch, checkpoint: tuple[Dimensions, dict[str, torch.Tensor]], mel: torch.Tensor
+    branch: Branch, checkpoint: Checkpoint, mel: torch.Tensor
 ) -> None:
     found: list[tuple[list[list[Choice]], list[bytes]]] = []
     for threads in (1, 2, 3):
         network = open_native(branch, checkpoint, threads)
         encoded = network.encode(mel)
         mask = network.mask(np.zeros(network.dims.n_vocab, dtype=np.float32))
-        stream = network.open(encoded, 128)
+        cache = network.open(encoded, 128)
         tokens = [*PREFIX, *range(300, 400)]
         asks = [Ask(place, mask if place else None) for place in range(0, len(tokens), 10)]
-        choices, logits = network.forward([Feed(stream, tokens, asks)])
-        numbers = (encoded.keys, encoded.values, logits.numpy(), stream.attention(0, len(tokens)))
+        choices, logits = network.forward([Feed(cache, tokens, asks)])
+        numbers = (encoded.keys, encoded.values, logits.numpy(), cache.attention(0, len(tokens)))
         found.append((choices, [array.tobytes() for array in numbers]))
     assert found[0] == found[1] == found[2]
 
@@ -156,12 +150,11 @@ COUNT_THREADS = """
 import os, sys, torch
 from pathlib import Path
 from whisper_byoc.inference.native import Library, NativeNetwork
-from whisper_byoc.inference.network import Dimensions
+from whisper_byoc.inference.checkpoint import Checkpoint
 torch.set_num_threads(1)
-loaded = torch.load(sys.argv[1], weights_only=True, mmap=True)
-dims, weights = Dimensions(**loaded["dims"]), loaded["model_state_dict"]
+checkpoint = Checkpoint.load(Path(sys.argv[1]), "tiny.en")
 for threads in (1, 2, 5):
-    network = NativeNetwork(dims, weights, Library(Path(sys.argv[2])), [], threads)
+    network = NativeNetwork(checkpoint, Library(Path(sys.argv[2])), threads)
     before = len(os.listdir("/proc/self/task")) if threads == 1 else before
     network.encode(torch.zeros(80, 100))
     print(len(os.listdir("/proc/self/task")) - before)
@@ -171,9 +164,9 @@ for threads in (1, 2, 5):
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc to count threads in")
 def test_as_many_threads_compute_as_were_told_to(branch: Branch) -> None:
     """Those of a team stay between its calls, and the calling thread is one of them."""
-    command = [sys.executable, "-c", COUNT_THREADS, str(CHECKPOINT)]
+    command = [sys.executable, "-c", COUNT_THREADS, str(WEIGHTS)]
     counted = subprocess.run(
-        [*command, str(Library.path(branch.value))],
+        [*command, str(Library.path(branch))],
         capture_output=True,
         text=True,
         check=True,
@@ -205,9 +198,9 @@ def test_the_threads_of_the_settings_reach_the_library(setting: int, expected: i
     ("written", "instead", "problem"),
     [
         pytest.param(
-            "int32_t stream, token, position;",
-            "int64_t stream, token, position;",
-            r"Row has the size and offsets \[32, 0, 8, 16, 24\], expected \[24, 0, 4, 8, 16\]",
+            "int32_t cache, token, position;",
+            "int64_t cache, token, position;",
+            r"Row has the size and offsets \[24, 0, 8, 16\], expected \[12, 0, 4, 8\]",
             id="a field is wider",
         ),
         pytest.param("whisper_layouts_length", "whisper_sizes", "without layouts", id="older C"),

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from tests.conftest import MODELS, Speak
 from whisper_byoc.inference.batched import log_mel
-from whisper_byoc.inference.network import MAX_FRAMES, Ask, Dimensions, Feed, Network
-from whisper_byoc.inference.precision import Branch, Resources, open_network, runs_here
+from whisper_byoc.inference.checkpoint import Checkpoint
+from whisper_byoc.inference.network import MAX_FRAMES, Ask, Feed, Network
+from whisper_byoc.inference.precision import Branch, open_network, runs_here
 
 pytestmark = pytest.mark.model
 BRANCHES = [
@@ -24,10 +25,11 @@ BRANCHES = [
 ]
 TOLERANCE = {Branch.FP32: 1e-4, Branch.FP16: 0.02, Branch.AVX512: 0.2, Branch.AVX2: 0.2}
 """Mean difference of logits, which spread over 1.3; the weights of the last two are int8."""
-HEADS = [(1, 0), (2, 0), (2, 5), (3, 0)]
 PREFIX = [50257, 50362]
 TEXT = [383, 4512, 284, 262, 25451, 5667, 379, 5193, 13]
 TEXT_TOKENS = 50257
+NUM_HEADS = 8
+"""Alignment heads of tiny.en."""
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +45,9 @@ def branch(request: pytest.FixtureRequest) -> Branch:
 
 @pytest.fixture(scope="module")
 def network(branch: Branch) -> Network:
-    checkpoint = torch.load(MODELS / "tiny.en.pt", weights_only=True)
     device = "cuda" if branch is Branch.FP16 else "cpu"
-    dims, weights = Dimensions(**checkpoint["dims"]), checkpoint["model_state_dict"]
-    return open_network(branch, dims, weights, HEADS, Resources(device, threads=2, max_streams=8))
+    checkpoint = Checkpoint.load(MODELS / "tiny.en.pt", "tiny.en")
+    return open_network(branch, checkpoint, device, threads=2, max_caches=8)
 
 
 def ask_text(network: Network, index: int) -> Ask:
@@ -59,10 +60,10 @@ def test_logits_are_whispers(network: Network, branch: Branch, mel: torch.Tensor
     theirs = whisper.load_model(str(MODELS / "tiny.en.pt"), device="cpu")
     with torch.inference_mode():
         expected = theirs(mel[None], torch.tensor([[*PREFIX, *TEXT]]))[0]
-    stream = network.open(network.encode(mel), 32)
+    cache = network.open(network.encode(mel), 32)
     asks = [Ask(index) for index in range(len(PREFIX) + len(TEXT))]
-    (choices,), logits = network.forward([Feed(stream, [*PREFIX, *TEXT], asks)])
-    network.close(stream)
+    (choices,), logits = network.forward([Feed(cache, [*PREFIX, *TEXT], asks)])
+    network.close(cache)
     difference = (logits.cpu() - expected).abs().mean()
     assert difference < TOLERANCE[branch]
     same = [choice.token for choice in choices] == expected.argmax(-1).tolist()
@@ -70,10 +71,10 @@ def test_logits_are_whispers(network: Network, branch: Branch, mel: torch.Tensor
 
 
 def test_choices_are_the_best_of_what_the_mask_allows(network: Network, mel: torch.Tensor) -> None:
-    stream = network.open(network.encode(mel), 8)
+    cache = network.open(network.encode(mel), 8)
     asks = [Ask(0), ask_text(network, 1)]
-    (answers,), logits = network.forward([Feed(stream, PREFIX, asks)])
-    network.close(stream)
+    (answers,), logits = network.forward([Feed(cache, PREFIX, asks)])
+    network.close(cache)
     for answer, row in zip(answers, (logits[0].cpu(), logits[1, :TEXT_TOKENS].cpu()), strict=True):
         assert answer.token == int(row.argmax())
         assert answer.logit == pytest.approx(float(row.max()), abs=1e-5)
@@ -81,10 +82,10 @@ def test_choices_are_the_best_of_what_the_mask_allows(network: Network, mel: tor
 
 
 def test_nothing_is_chosen_where_nothing_may_come(network: Network, mel: torch.Tensor) -> None:
-    stream = network.open(network.encode(mel), 8)
+    cache = network.open(network.encode(mel), 8)
     nothing = network.mask(np.full(network.dims.n_vocab, -np.inf, dtype=np.float32))
-    ((answer,),), _ = network.forward([Feed(stream, PREFIX, [Ask(1, nothing)])])
-    network.close(stream)
+    ((answer,),), _ = network.forward([Feed(cache, PREFIX, [Ask(1, nothing)])])
+    network.close(cache)
     assert answer == (-1, -np.inf, -np.inf)
 
 
@@ -99,7 +100,7 @@ def test_a_token_at_a_time_is_the_same_as_all_at_once(network: Network, mel: tor
     assert one_by_one[0].token == at_once[0].token
     assert one_by_one[0].logit == pytest.approx(at_once[0].logit, abs=0.05)
     looked = whole.attention(1, last)
-    assert looked.shape[:2] == (len(HEADS), last - 1)
+    assert looked.shape[:2] == (NUM_HEADS, last - 1)
     assert looked.shape[2] >= MAX_FRAMES
     assert np.allclose(looked.sum(-1), 1, atol=1e-3)
     assert np.abs(looked - stepwise.attention(1, last)).max() < 0.05
@@ -121,27 +122,27 @@ def test_what_is_taken_back_leaves_no_trace(network: Network, mel: torch.Tensor)
     network.close(wrong)
 
 
-def test_a_stream_does_not_depend_on_its_neighbours(
+def test_a_window_does_not_depend_on_its_neighbours(
     network: Network, branch: Branch, mel: torch.Tensor
 ) -> None:
     """In the C branches to the last bit: their sums are of integers, or within a row."""
     short = network.encode(mel[:, :200].contiguous())
-    tail = network.thin(network.encode(torch.full((80, 3000), -1.0)), 16)
-    sized = network.encode(mel[:, :500].contiguous(), tail, 16)
+    tail = network.tail(-1.0)
+    sized = network.encode(mel[:, :500].contiguous(), tail)
     alone = network.open(sized, 100)
     ask = ask_text(network, 10)
     (expected,), _ = network.forward([Feed(alone, [*PREFIX, *TEXT], [ask])])
     network.close(alone)
-    streams = [network.open(encoded, 100) for encoded in (short, sized, short, sized)]
+    caches = [network.open(encoded, 100) for encoded in (short, sized, short, sized)]
     feeds = [
-        Feed(streams[0], [*PREFIX, *TEXT, *TEXT * 4], [ask_text(network, 3)]),
-        Feed(streams[1], [*PREFIX, *TEXT], [ask]),
-        Feed(streams[2], PREFIX, []),
-        Feed(streams[3], [*PREFIX, *TEXT], [ask]),
+        Feed(caches[0], [*PREFIX, *TEXT, *TEXT * 4], [ask_text(network, 3)]),
+        Feed(caches[1], [*PREFIX, *TEXT], [ask]),
+        Feed(caches[2], PREFIX, []),
+        Feed(caches[3], [*PREFIX, *TEXT], [ask]),
     ]
     answers, _ = network.forward(feeds)
-    for stream in streams:
-        network.close(stream)
+    for cache in caches:
+        network.close(cache)
     assert [len(answer) for answer in answers] == [1, 1, 0, 1]
     for found in (answers[1][0], answers[3][0]):
         if branch in (Branch.AVX512, Branch.AVX2):
@@ -168,15 +169,15 @@ def test_more_tokens_than_one_pass_takes(network: Network, mel: torch.Tensor) ->
 def test_a_thin_tail_stands_for_the_silence_behind(network: Network, mel: torch.Tensor) -> None:
     """What the decoder hears of speech and thinned silence is near what it hears of 30 s."""
     silence = float(mel[:, -1].max())
-    tail = network.thin(network.encode(torch.full((80, 3000), silence)), 16)
+    tail = network.tail(silence)
     frames = 250
-    sized = network.encode(mel[:, : 2 * frames].contiguous(), tail, 16)
+    sized = network.encode(mel[:, : 2 * frames].contiguous(), tail)
     answers = []
     for encoded in (sized, network.encode(mel)):
-        stream = network.open(encoded, 32)
+        cache = network.open(encoded, 32)
         asks = [ask_text(network, index) for index in range(1, 2 + len(TEXT))]
-        (choices,), _ = network.forward([Feed(stream, [*PREFIX, *TEXT], asks)])
-        network.close(stream)
+        (choices,), _ = network.forward([Feed(cache, [*PREFIX, *TEXT], asks)])
+        network.close(cache)
         answers.append([choice.token for choice in choices])
     assert sized.num_frames == frames
     same = sum(a == b for a, b in zip(*answers, strict=True))
@@ -184,23 +185,23 @@ def test_a_thin_tail_stands_for_the_silence_behind(network: Network, mel: torch.
 
 
 def test_windows_of_any_length(network: Network) -> None:
-    tail = network.thin(network.encode(torch.full((80, 3000), -1.5)), 16)
+    tail = network.tail(-1.5)
     noise = torch.randn(80, 3000, generator=torch.Generator().manual_seed(1))
     for frames in (1, 2, 7, 15, 16, 17, 63, 64, 65, 1487, 1492, 1493, 1499, 1500):
-        encoded = network.encode(noise[:, : 2 * frames].contiguous(), tail, 16)
-        stream = network.open(encoded, 4)
-        (answers,), logits = network.forward([Feed(stream, PREFIX, [Ask(1)])])
-        network.close(stream)
+        encoded = network.encode(noise[:, : 2 * frames].contiguous(), tail)
+        cache = network.open(encoded, 4)
+        (answers,), logits = network.forward([Feed(cache, PREFIX, [Ask(1)])])
+        network.close(cache)
         assert encoded.num_frames == frames
         assert bool(torch.isfinite(logits).all()), frames
         assert 0 <= answers[0].token < network.dims.n_vocab
 
 
 def test_queries_look_where_the_sound_is(network: Network, mel: torch.Tensor) -> None:
-    stream = network.open(network.encode(mel), 32)
-    network.forward([Feed(stream, [*PREFIX, *TEXT], [])])
-    looked = stream.attention(1, 1 + len(TEXT))[:, :, :150]
-    network.close(stream)
+    cache = network.open(network.encode(mel), 32)
+    network.forward([Feed(cache, [*PREFIX, *TEXT], [])])
+    looked = cache.attention(1, 1 + len(TEXT))[:, :, :150]
+    network.close(cache)
     centres: NDArray[np.float64] = (looked * np.arange(150)).sum(-1).mean(0) / looked.sum(-1).mean(
         0
     )
@@ -224,8 +225,8 @@ def test_a_text_may_have_more_tokens_than_its_window_has_frames(
         assert found == expected
     assert found[0].token == expected[0].token
     assert found[0].logit == pytest.approx(expected[0].logit, abs=0.05)
-    for stream in (alone, beside, long):
-        network.close(stream)
+    for cache in (alone, beside, long):
+        network.close(cache)
 
 
 FITTING = [*PREFIX, *TEXT]
@@ -242,6 +243,7 @@ FITTING = [*PREFIX, *TEXT]
         pytest.param(FITTING, [3, 11], 0, r"asked at \[3, 11\], expected", id="asked behind it"),
         pytest.param(FITTING, [-1], 0, "asked at", id="asked before it"),
         pytest.param(FITTING, [3, 2], 0, "asked at", id="asked out of order"),
+        pytest.param(FITTING, [3, 3], 0, "asked at", id="asked twice"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -252,44 +254,44 @@ def test_what_does_not_fit_is_refused(
     length: int,
     problem: str,
 ) -> None:
-    """Before anything is computed: the neighbour, and the stream itself, go on as if not asked."""
+    """Before anything is computed: the neighbour, and the cache itself, go on as if not asked."""
     encoded = network.encode(mel[:, :200].contiguous())
-    stream, neighbour = network.open(encoded, 16), network.open(encoded, 16)
-    stream.length = length
-    wrong = Feed(stream, tokens, [Ask(place) for place in places])
+    cache, neighbour = network.open(encoded, 16), network.open(encoded, 16)
+    cache.length = length
+    wrong = Feed(cache, tokens, [Ask(place) for place in places])
     with pytest.raises(ValueError, match=problem):
         network.forward([Feed(neighbour, PREFIX, []), wrong])
-    assert (stream.length, neighbour.length) == (length, 0)
-    stream.length = 0
-    network.forward([Feed(stream, FITTING, []), Feed(neighbour, FITTING, [])])
-    for open_stream in (stream, neighbour):
-        network.close(open_stream)
+    assert (cache.length, neighbour.length) == (length, 0)
+    cache.length = 0
+    network.forward([Feed(cache, FITTING, []), Feed(neighbour, FITTING, [])])
+    for opened in (cache, neighbour):
+        network.close(opened)
 
 
-def test_a_stream_is_fed_while_it_is_open_and_once_a_pass(
+def test_a_cache_is_fed_while_it_is_open_and_once_a_pass(
     network: Network, mel: torch.Tensor
 ) -> None:
     encoded = network.encode(mel[:, :200].contiguous())
-    stream = network.open(encoded, 16)
+    cache = network.open(encoded, 16)
     with pytest.raises(ValueError, match="fed twice in one pass"):
-        network.forward([Feed(stream, PREFIX, []), Feed(stream, PREFIX, [])])
+        network.forward([Feed(cache, PREFIX, []), Feed(cache, PREFIX, [])])
     with pytest.raises(ValueError, match="no feeds, expected at least one"):
         network.forward([])
-    network.close(stream)
-    network.close(stream)
-    with pytest.raises(ValueError, match="closed stream is fed, expected an open one"):
-        network.forward([Feed(stream, PREFIX, [])])
+    network.close(cache)
+    network.close(cache)
+    with pytest.raises(ValueError, match="closed cache is fed, expected an open one"):
+        network.forward([Feed(cache, PREFIX, [])])
     # Closing twice gave back one place, not two.
     first, second = network.open(encoded, 16), network.open(encoded, 16)
     (alone,), _ = network.forward([Feed(first, PREFIX, [Ask(1)])])
     both, _ = network.forward([Feed(second, PREFIX, [Ask(1)])])
     assert both[0][0].token == alone[0].token
-    for open_stream in (first, second):
-        network.close(open_stream)
+    for opened in (first, second):
+        network.close(opened)
 
 
 @pytest.mark.parametrize("positions", [0, -1, 449])
-def test_a_stream_has_the_decoders_positions(
+def test_a_cache_has_the_decoders_positions(
     network: Network, mel: torch.Tensor, positions: int
 ) -> None:
     with pytest.raises(ValueError, match=f"positions is {positions}, expected 1 to 448"):
@@ -317,8 +319,3 @@ def test_a_mel_is_of_finite_numbers(network: Network) -> None:
     mel[7, 7] = torch.nan
     with pytest.raises(ValueError, match="expected finite ones"):
         network.encode(mel)
-
-
-def test_only_all_of_30_s_is_thinned(network: Network) -> None:
-    with pytest.raises(ValueError, match="100 frames, expected 1500"):
-        network.thin(network.encode(torch.zeros(80, 200)), 8)

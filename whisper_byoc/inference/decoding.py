@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from whisper.tokenizer import Tokenizer
 
-from whisper_byoc.inference.network import Ask, Choice, Encoded, Feed, Network
+from whisper_byoc.inference.network import Ask, Cache, Choice, Encoded, Feed, Network
 
 SPARE_TOKENS = 16
 """More than what can be said in the seconds of a window: a short one may hold fast words only."""
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """One encoded window, ready to be decoded.
+class EncodedWindow:
+    """One window, encoded and ready to be decoded.
 
     num_frames: how many of the encoded are of real audio; prefix: tokens up to the first free one;
     sot: where among them Whisper's start is; seconds: of real audio; tokens_per_second: more than
@@ -45,12 +45,13 @@ class Decoded:
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    """Of the tokens and, where it was reached, of the end."""
     no_speech_prob: float = 0.0
     complete: bool = False
     """Whether the end of the text was reached, and not the cap."""
     overlong: bool = False
     """Whether that cap was how much can be said in the window, and not the decoder's positions."""
-    attention: NDArray[np.float32] | None = None
+    attention: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0, 0), np.float32))
 
     @property
     def avg_logprob(self) -> float:
@@ -64,20 +65,10 @@ class Rules:
     def __init__(self, tokenizer: Tokenizer, num_tokens: int, network: Network) -> None:
         self.end = tokenizer.eot
         self.no_speech = tokenizer.no_speech
-        never = {
-            *tokenizer.non_speech_tokens,
-            tokenizer.transcribe,
-            tokenizer.translate,
-            tokenizer.sot,
-            tokenizer.sot_prev,
-            tokenizer.sot_lm,
-            tokenizer.no_speech,
-            tokenizer.no_timestamps,
-            *tokenizer.all_language_tokens,
-        }
         later = np.zeros(num_tokens, dtype=np.float32)
-        later[sorted(never)] = -math.inf
-        later[tokenizer.timestamp_begin :] = -math.inf
+        later[list(tokenizer.non_speech_tokens)] = -math.inf
+        # Behind the end are start, languages, tasks and all other specials, timestamps the last.
+        later[tokenizer.eot + 1 :] = -math.inf
         first = later.copy()
         first[[*tokenizer.encode(" "), tokenizer.eot]] = -math.inf
         self._masks = later, first
@@ -95,11 +86,7 @@ class Rules:
         return choice.token, choice.logit - choice.log_sum
 
     def sample(
-        self,
-        logits: Tensor,
-        is_first: bool,
-        temperature: float,
-        generator: torch.Generator | None,
+        self, logits: Tensor, is_first: bool, temperature: float, generator: torch.Generator
     ) -> tuple[int, float]:
         """A text's first token, or a later one, drawn at a temperature above 0, and its
         log-probability at 1."""
@@ -109,79 +96,70 @@ class Rules:
         return token, float(allowed[token] - allowed.logsumexp(-1))
 
 
-class Decode:
-    """One window on its way: what to feed next, and what came of it. Owns a stream of the network
-    from `open` to `close`."""
+class _Decode:
+    """One window on its way: what to feed next, and what came of it.
+
+    positions: how many tokens the decoder can take. `cache` is set, and owned, by `decode_all`.
+    """
+
+    cache: Cache
 
     def __init__(
-        self,
-        network: Network,
-        window: Window,
-        rules: Rules,
-        temperature: float = 0.0,
-        generator: torch.Generator | None = None,
+        self, window: EncodedWindow, rules: Rules, temperature: float, positions: int
     ) -> None:
-        self.window = window
         self.result = Decoded()
-        self.done = False
-        self._network = network
+        self._window = window
         self._rules = rules
         self._temperature = temperature
-        self._generator = generator
-        positions = network.dims.n_text_ctx
+        self._generator = torch.Generator().manual_seed(0)  # the same audio, the same words
         room = max(1, min(positions // 2, positions - len(window.prefix)))
         spoken = window.seconds * window.tokens_per_second
         self._most_spoken = spoken  # without the spare ones: a window of 28 s has no room for them
         self._cap = min(room, round(spoken) + SPARE_TOKENS)
         # A draft longer than any text could be is no draft of this window.
         self._draft = window.draft[: self._cap - 1] if temperature == 0 else ()
-        self._num_forced = window.num_forced
-        self._stream: Any = None
-        self._begun = False
 
-    def open(self) -> None:
-        """Raises ValueError when the network has no room for the prefix and what follows."""
-        self._stream = self._network.open(
-            self.window.encoded, positions=len(self.window.prefix) + self._cap
-        )
+    @property
+    def positions(self) -> int:
+        """How many the prefix and the longest text take."""
+        return len(self._window.prefix) + self._cap
 
-    def close(self) -> None:
-        if self._stream is not None:
-            self._network.close(self._stream)
-            self._stream = None
+    @property
+    def done(self) -> bool:
+        return self.result.complete or len(self.result.tokens) >= self._cap
+
+    @property
+    def _begun(self) -> bool:
+        return bool(self.result.logprobs)
 
     def feed(self) -> Feed:
+        """At first the prefix and the draft behind it, then the token that was chosen last."""
+        window, ask = self._window, self._rules.ask
         if self._begun:
-            return Feed(self._stream, self.result.tokens[-1:], [self._rules.ask(0, False)])
-        tokens = (*self.window.prefix, *self._draft)
-        asks = [Ask(self.window.sot)] if self._rules.no_speech is not None else []
-        first = len(self.window.prefix) - 1
-        asks += [
-            self._rules.ask(place, is_first=place == first and not self._num_forced)
-            for place in range(first, len(tokens))
-        ]
-        return Feed(self._stream, tokens, asks)
+            return Feed(self.cache, self.result.tokens[-1:], [ask(0, False)])
+        tokens = (*window.prefix, *self._draft)
+        last, *drafted = range(len(window.prefix) - 1, len(tokens))
+        asks = [ask(last, not window.num_forced), *(ask(place, False) for place in drafted)]
+        return Feed(self.cache, tokens, [Ask(window.sot), *asks])
 
     def receive(self, choices: Sequence[Choice], logits: Tensor) -> None:
         """The answers to `feed`, and their logits, (asks, vocabulary). Raises ValueError."""
-        drafts = () if self._begun else self._draft
-        first = 0
-        if not self._begun and self._rules.no_speech is not None:
+        draft: Sequence[int] = ()
+        if not self._begun:
             self.result.no_speech_prob = float(logits[0].softmax(-1)[self._rules.no_speech])
-            first = 1
-        self._begun = True
-        for index in range(len(drafts) + 1):
-            token = self._receive_answer(choices[first + index], logits[first + index])
+            choices, logits, draft = choices[1:], logits[1:], self._draft
+        for index, choice in enumerate(choices):
+            token = self._receive_answer(choice, logits[index])
             if self.done:
                 break
-            if index < len(drafts) and token != drafts[index]:
+            if index < len(draft) and token != draft[index]:
                 # What was fed behind the first other token is overwritten.
-                self._stream.length -= len(drafts) - index
+                self.cache.length -= len(draft) - index
                 break
         if self.done:
-            last = len(self.window.prefix) - 1 + len(self.result.tokens) + self.result.complete
-            begin = len(self.window.prefix) - 1 - self._num_forced
-            self.result.attention = self._stream.attention(begin, last)
+            free = len(self._window.prefix) - 1
+            last = free + len(self.result.tokens) + self.result.complete
+            self.result.attention = self.cache.attention(free - self._window.num_forced, last)
 
     def _receive_answer(self, choice: Choice, logits: Tensor) -> int:
         """Take the next token of the text, or its end."""
@@ -189,37 +167,35 @@ class Decode:
         if self._temperature == 0:
             token, logprob = rules.choose(choice)
         else:
-            is_first = not result.tokens and not self._num_forced
+            is_first = not result.tokens and not self._window.num_forced
             token, logprob = rules.sample(logits, is_first, self._temperature, self._generator)
         result.logprobs.append(logprob)
         if token == rules.end:
             result.complete = True
         else:
             result.tokens.append(token)
-        self.done = result.complete or len(result.tokens) >= self._cap
         result.overlong = not result.complete and len(result.tokens) >= self._most_spoken
         return token
 
 
-def step(network: Network, decodes: Sequence[Decode]) -> None:
-    """One pass for all of them: the beginning for those that are new, a token for the others."""
-    feeds = [decode.feed() for decode in decodes]
-    choices, logits = network.forward(feeds)
-    first = 0
-    for decode, answers in zip(decodes, choices, strict=True):
-        decode.receive(answers, logits[first : first + len(answers)])
-        first += len(answers)
+def decode_all(
+    network: Network, rules: Rules, windows: Sequence[EncodedWindow], temperature: float = 0.0
+) -> list[Decoded]:
+    """Decode until all are done, greedily at temperature 0; none waits for another.
 
-
-def decode_all(network: Network, decodes: Sequence[Decode]) -> None:
-    """Decode until all are done; none waits for another."""
-    running = list(decodes)
-    try:
-        for decode in decodes:
-            decode.open()
+    Raises ValueError when the network has no room for a prefix and the text behind it.
+    """
+    positions = network.dims.n_text_ctx
+    decodes = [_Decode(window, rules, temperature, positions) for window in windows]
+    with ExitStack() as caches:
+        for window, decode in zip(windows, decodes, strict=True):
+            decode.cache = network.open(window.encoded, decode.positions)
+            caches.callback(network.close, decode.cache)
+        running = decodes
         while running:
-            step(network, running)
+            choices, logits = network.forward([decode.feed() for decode in running])
+            rows = torch.split(logits, [len(answers) for answers in choices])
+            for decode, answers, answered in zip(running, choices, rows, strict=True):
+                decode.receive(answers, answered)
             running = [decode for decode in running if not decode.done]
-    finally:
-        for decode in decodes:
-            decode.close()
+    return [decode.result for decode in decodes]

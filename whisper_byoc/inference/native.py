@@ -8,8 +8,9 @@ else int16.
 
 import ctypes
 import math
-from collections.abc import Mapping, Sequence
-from ctypes import POINTER, Structure, c_int32, c_int64, c_void_p
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import islice
 from pathlib import Path
@@ -21,119 +22,63 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from whisper_byoc.errors import ConfigurationError
-from whisper_byoc.inference.network import (
-    HEAD_WIDTH,
-    MAX_FRAMES,
-    Choice,
-    Dimensions,
-    Feed,
-    check_feeds,
-    check_mel,
-    check_positions,
-)
+from whisper_byoc.inference import network
+from whisper_byoc.inference.checkpoint import Checkpoint, Pair
+from whisper_byoc.inference.network import HEAD_WIDTH, Choice, Feed
 
-MAX_ROWS = 64
-"""Tokens of one call; longer prompts go in pieces."""
 NARROW, BYTES, WIDE = range(3)
 """`Format` of kernels.h."""
 PARTS = ("convolution", "encoder", "cross K/V", "decoder step", "vocabulary projection")
+"""`Part` of whisper.c, in order."""
 FOLDER = Path(__file__).resolve().parent / "kernels"
 
 Array = NDArray[Any]
 
 
-class _Linear(Structure):
-    _fields_ = [
-        ("outputs", c_int32),
-        ("inputs", c_int32),
-        ("format", c_int32),
-        ("limit", c_int32),
-        ("weight", c_void_p),
-        ("scale", c_void_p),
-        ("bias", c_void_p),
-    ]
+def _struct(*fields: tuple[Any, str]) -> type[Structure]:
+    """A struct as C declares it: a type and the names that have it, the next type and its names."""
+    pairs = [(name, kind) for kind, names in fields for name in names.split()]
+    return type("Struct", (Structure,), {"_fields_": pairs})
 
 
-class _Norm(Structure):
-    _fields_ = [("gain", c_void_p), ("shift", c_void_p)]
-
-
-class _Layer(Structure):
-    _fields_ = [
-        ("attention_norm", _Norm),
-        ("qkv", _Linear),
-        ("out", _Linear),
-        ("cross_norm", _Norm),
-        ("cross_query", _Linear),
-        ("cross_out", _Linear),
-        ("mlp_norm", _Norm),
-        ("up", _Linear),
-        ("down", _Linear),
-    ]
-
-
-class _Model(Structure):
-    _fields_ = [
-        ("state", c_int32),
-        ("heads", c_int32),
-        ("mels", c_int32),
-        ("vocabulary", c_int32),
-        ("encoder_layers", c_int32),
-        ("decoder_layers", c_int32),
-        ("threads", c_int32),
-        ("conv1", _Linear),
-        ("conv2", _Linear),
-        ("cross_kv", _Linear),
-        ("words", _Linear),
-        ("encoder_norm", _Norm),
-        ("decoder_norm", _Norm),
-        ("audio_positions", c_void_p),
-        ("text_positions", c_void_p),
-        ("embedding", c_void_p),
-        ("encoder", POINTER(_Layer)),
-        ("decoder", POINTER(_Layer)),
-        ("watched", c_void_p),
-        ("workspace", c_void_p),
-        ("seconds", c_void_p),
-    ]
-
-
-_STREAM = np.dtype(
-    [
-        ("keys", "u8"),
-        ("values", "u8"),
-        ("bias", "u8"),
-        ("own", "u8"),
-        ("length", "i4"),
-        ("positions", "i4"),
-        ("frames", "i4"),
-    ],
-    align=True,
+_Linear = _struct((c_int32, "outputs inputs format limit"), (c_void_p, "weight scale bias"))
+_Norm = _struct((c_void_p, "gain shift"))
+_Layer = _struct(
+    (_Norm, "attention_norm"),
+    (_Linear, "qkv out"),
+    (_Norm, "cross_norm"),
+    (_Linear, "cross_query cross_out"),
+    (_Norm, "mlp_norm"),
+    (_Linear, "up down"),
 )
-_ROW = np.dtype(
-    [("stream", "i4"), ("token", "i4"), ("position", "i4"), ("scores", "u8")], align=True
+_Model = _struct(
+    (c_int32, "state heads mels vocabulary encoder_layers decoder_layers num_watched threads"),
+    (_Linear, "conv1 conv2 cross_kv words"),
+    (_Norm, "encoder_norm decoder_norm"),
+    (c_void_p, "audio_positions text_positions embedding encoder decoder"),
+    (c_void_p, "watched workspace seconds"),
 )
-_WANTED = np.dtype([("row", "i4"), ("mask", "u8")], align=True)
-_CHOICE = np.dtype([("token", "i4"), ("logit", "f4"), ("log_sum", "f4")])
+_Encoded = _struct((c_void_p, "keys values bias"), (c_int32, "length"))
+_Cache = _struct((_Encoded, "window"), (c_void_p, "own scores"), (c_int32, "positions"))
+_Row = _struct((c_int32, "cache token position"))
+_Wanted = _struct((c_int32, "row"), (c_void_p, "mask"))
+_Choice = _struct((c_int32, "token"), (c_float, "logit log_sum"))
 
-
-def _layouts() -> dict[str, list[int]]:
-    """Size and offsets of the fields of every struct that C shares with us, as they are here."""
-    structs = (_Linear, _Norm, _Layer, _Model)
-    layouts = {
-        struct.__name__: [
-            ctypes.sizeof(struct),
-            *(getattr(struct, field[0]).offset for field in struct._fields_),
-        ]
-        for struct in structs
-    }
-    for name, dtype in (("_Stream", _STREAM), ("_Row", _ROW), ("_Wanted", _WANTED)):
-        layouts[name] = _layout_of(dtype)
-    return layouts | {"_Choice": _layout_of(_CHOICE)}
-
-
-def _layout_of(dtype: np.dtype[Any]) -> list[int]:
-    return [dtype.itemsize, *(offset for _, offset, *_ in (dtype.fields or {}).values())]
+_LAYOUTS = {
+    name: [ctypes.sizeof(struct), *(getattr(struct, field[0]).offset for field in struct._fields_)]
+    for name, struct in {
+        "Linear": _Linear,
+        "Norm": _Norm,
+        "Layer": _Layer,
+        "Model": _Model,
+        "Encoded": _Encoded,
+        "Cache": _Cache,
+        "Row": _Row,
+        "Wanted": _Wanted,
+        "Choice": _Choice,
+    }.items()
+}
+"""Size and offsets of the fields of every struct that C shares with us, as they are here."""
 
 
 class Library:
@@ -147,37 +92,25 @@ class Library:
     def path(instructions: str) -> Path:
         return FOLDER / f"{instructions}{EXTENSION_SUFFIXES[0]}"
 
-    @classmethod
-    def exists(cls, instructions: str) -> bool:
-        return cls.path(instructions).exists()
-
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
         _check_layouts(library, path)
         self.lanes: int = library.whisper_lanes()
         self.tile: int = library.whisper_tile()
         self.takes_bytes = bool(library.whisper_takes_bytes())
-        model, pointer, number = POINTER(_Model), c_void_p, c_int32
-        self.encode_workspace = library.whisper_encode_workspace
-        self.encode_workspace.argtypes, self.encode_workspace.restype = [model, number], c_int64
-        self.encode = library.whisper_encode
-        self.encode.argtypes, self.encode.restype = (
-            [model, pointer, number, pointer, pointer, number],
-            None,
-        )
-        self.append = library.whisper_append
-        self.append.argtypes, self.append.restype = (
-            [model, pointer, pointer, *[number] * 4, pointer, pointer, number, number],
-            None,
-        )
-        self.decode_workspace = library.whisper_decode_workspace
-        self.decode_workspace.argtypes = [model, number, number, number]
-        self.decode_workspace.restype = c_int64
-        self.decode = library.whisper_decode
-        self.decode.argtypes, self.decode.restype = (
-            [model, pointer, pointer, number, pointer, number, number, pointer, pointer],
-            None,
-        )
+        model, encoded, pointer, number = POINTER(_Model), POINTER(_Encoded), c_void_p, c_int32
+
+        def function(name: str, result: Any, *arguments: Any) -> Any:
+            found = library[f"whisper_{name}"]
+            found.restype, found.argtypes = result, arguments
+            return found
+
+        self.encode_workspace = function("encode_workspace", c_int64, model, number)
+        self.encode = function("encode", None, model, pointer, number, encoded)
+        self.append = function("append", None, model, encoded, *[number] * 3, encoded, number)
+        self.decode_workspace = function("decode_workspace", c_int64, model, *[number] * 3)
+        rows = [pointer, pointer, number, pointer, number]
+        self.decode = function("decode", None, model, *rows, number, pointer, pointer)
 
 
 def _check_layouts(library: ctypes.CDLL, path: Path) -> None:
@@ -188,49 +121,43 @@ def _check_layouts(library: ctypes.CDLL, path: Path) -> None:
         found = iter((c_int32 * length).in_dll(library, "whisper_layouts"))
     except ValueError as error:
         raise ConfigurationError(f"a library without layouts of its structs, {mend}") from error
-    for name, expected in _layouts().items():
+    for name, expected in _LAYOUTS.items():
         layout = list(islice(found, len(expected)))
         if layout != expected:
             raise ConfigurationError(
-                f"{name.removeprefix('_')} has the size and offsets {layout}, expected {expected}:"
-                f" {mend}"
+                f"{name} has the size and offsets {layout}, expected {expected}: {mend}"
             )
     if rest := list(found):
         raise ConfigurationError(f"{len(rest)} more numbers of layouts, expected none: {mend}")
 
 
+@dataclass(frozen=True, slots=True)
 class NativeEncoded:
     """keys, values: float16 (layers, heads, length, 64), keys in blocks of `lanes` positions
-    with the position last; bias: float32 (length,)."""
+    with the position last; bias: float32 (length,), −∞ from position `used` on."""
 
-    __slots__ = ("bias", "keys", "length", "num_frames", "used", "values")
+    keys: Array
+    values: Array
+    bias: Array
+    num_frames: int
+    used: int
 
-    def __init__(self, keys: Array, values: Array, bias: Array, num_frames: int, used: int) -> None:
-        self.keys, self.values, self.bias = keys, values, bias
-        self.num_frames, self.used, self.length = num_frames, used, len(bias)
+    @property
+    def record(self) -> tuple[int, ...]:
+        """The fields of `_Encoded`."""
+        arrays = (self.keys, self.values, self.bias)
+        return (*(array.ctypes.data for array in arrays), len(self.bias))
 
 
-class NativeStream:
-    """own: float32 (layers, heads, 2, positions, 64); scores: float32 (positions, heads, keys)."""
-
-    __slots__ = (
-        *("encoded", "is_open", "length", "own", "positions"),
-        *("record", "scores", "scores_at", "scores_step"),
-    )
+class NativeCache:
+    """See `network.Cache`. own: float32 (layers, heads, 2, positions, 64); scores: float32
+    (positions, heads, keys), what the alignment heads' queries gave with the window's keys."""
 
     def __init__(self, encoded: NativeEncoded, own: Array, scores: Array) -> None:
-        self.encoded, self.own, self.scores, self.length = encoded, own, scores, 0
-        self.positions, self.is_open = own.shape[3], True
-        self.scores_at, self.scores_step = scores.ctypes.data, scores[:1].nbytes
-        self.record = (
-            encoded.keys.ctypes.data,
-            encoded.values.ctypes.data,
-            encoded.bias.ctypes.data,
-            own.ctypes.data,
-            encoded.length,
-            self.positions,
-            encoded.length,
-        )
+        self.encoded, self.own, self.scores = encoded, own, scores
+        self.length, self.positions, self.is_open = 0, own.shape[3], True
+        # The fields of `_Cache`, once: numpy takes a microsecond for each address.
+        self.record = (encoded.record, own.ctypes.data, scores.ctypes.data, self.positions)
 
     def attention(self, first: int, last: int) -> NDArray[np.float32]:
         scores = self.scores[first:last].transpose(1, 0, 2) + self.encoded.bias
@@ -242,59 +169,43 @@ class NativeStream:
 class NativeNetwork:
     """See `network.Network`. threads: that compute each pass, the calling one among them."""
 
-    def __init__(
-        self,
-        dims: Dimensions,
-        weights: Mapping[str, Tensor],
-        library: Library,
-        alignment_heads: Sequence[tuple[int, int]],
-        threads: int,
-    ) -> None:
-        self.dims = dims
+    def __init__(self, checkpoint: Checkpoint, library: Library, threads: int) -> None:
+        self.dims = checkpoint.dims
         self._library = library
         self._kept: list[Any] = []  # what C has pointers to
-        self._num_watched = len(alignment_heads)
+        self._num_watched = len(checkpoint.alignment_heads)
         self._workspace = np.empty(0, dtype=np.uint8)
-        self._logits = torch.empty(0, 0)
-        watched = np.full((dims.n_text_layer, dims.n_text_head), -1, dtype=np.int32)
-        for index, (layer, head) in enumerate(alignment_heads):
-            watched[layer, head] = index
         self._seconds = np.zeros(len(PARTS))
-        self._model = self._pack(weights, watched)
+        self._model = _Packer(checkpoint, library, self._kept).model()
         self._model.threads = threads
         self._model.seconds = self._seconds.ctypes.data
+        self._logits = torch.empty(1, self._model.words.outputs)
 
-    def encode(
-        self, mel: Tensor, tail: NativeEncoded | None = None, stride: int = 1
-    ) -> NativeEncoded:
-        check_mel(mel, self.dims)
+    def tail(self, level: float) -> NativeEncoded:
+        silence = self.encode(network.silence(level, self.dims))
+        frames = network.TAIL_FRAMES
+        tail = self._new_encoded(0, len(frames))
+        self._append(silence, frames, tail, 0)
+        return tail
+
+    def encode(self, mel: Tensor, tail: NativeEncoded | None = None) -> NativeEncoded:
+        network.check_mel(mel, self.dims)
         num_frames = mel.shape[1] // 2
-        skipped = 0 if tail is None else _first_behind(num_frames, stride)
-        count = 0 if tail is None else max(0, tail.used - skipped)
-        encoded = self._new_encoded(num_frames, num_frames + count)
+        behind = range(0)
+        if tail is not None:
+            behind = range(network.first_behind(num_frames), tail.used)
+        encoded = self._new_encoded(num_frames, num_frames + len(behind))
         rows = np.zeros((2 * num_frames + 2, len(mel)), dtype=np.float32)
         rows[1:-1] = mel.numpy().T
         self._reserve(self._library.encode_workspace(self._model, num_frames))
-        keys, values = encoded.keys.ctypes.data, encoded.values.ctypes.data
-        self._library.encode(
-            self._model, rows.ctypes.data, num_frames, keys, values, encoded.length
-        )
-        if tail is not None and count:
-            self._append(tail, skipped, 1, count, encoded, num_frames)
-            encoded.bias[num_frames : num_frames + count] = np.log(stride)
+        self._library.encode(self._model, rows.ctypes.data, num_frames, _Encoded(*encoded.record))
+        if tail is not None:
+            self._append(tail, behind, encoded, num_frames)
+            encoded.bias[num_frames : encoded.used] = np.log(network.TAIL_STRIDE)
         return encoded
-
-    def thin(self, encoded: NativeEncoded, stride: int) -> NativeEncoded:
-        if encoded.num_frames != MAX_FRAMES:
-            raise ValueError(f"a window has {encoded.num_frames} frames, expected {MAX_FRAMES}")
-        count = len(range(stride // 2, MAX_FRAMES, stride))
-        thin = self._new_encoded(0, count)
-        self._append(encoded, stride // 2, stride, count, thin, 0)
-        return thin
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Where time has gone since the weights were loaded."""
         return dict(zip(PARTS, self._seconds.tolist(), strict=True))
 
     def mask(self, values: NDArray[np.float32]) -> int:
@@ -302,201 +213,145 @@ class NativeNetwork:
         self._kept.append(mask)
         return int(mask.ctypes.data)
 
-    def open(self, encoded: NativeEncoded, positions: int) -> NativeStream:
+    def open(self, encoded: NativeEncoded, positions: int) -> NativeCache:
         dims = self.dims
-        check_positions(positions, dims)
+        network.check_positions(positions, dims)
         shape = (dims.n_text_layer, dims.n_text_head, 2, positions, HEAD_WIDTH)
-        scores = (positions, self._num_watched, encoded.length)
+        scores = (positions, self._num_watched, len(encoded.bias))
         own = np.empty(shape, dtype=np.float32)
-        return NativeStream(encoded, own, np.empty(scores, dtype=np.float32))
+        return NativeCache(encoded, own, np.empty(scores, dtype=np.float32))
 
-    def close(self, stream: NativeStream) -> None:
-        stream.is_open = False
+    def close(self, cache: NativeCache) -> None:
+        cache.is_open = False
 
     def forward(self, feeds: Sequence[Feed]) -> tuple[list[list[Choice]], Tensor]:
-        check_feeds(feeds, self.dims)
-        streams = np.array([feed.stream.record for feed in feeds], dtype=_STREAM)
-        rows: list[tuple[int, int, int, int]] = []
-        wanted: list[tuple[int, int]] = []
-        longest = int(streams["length"].max())
+        network.check_feeds(feeds, self.dims)
+        caches = np.array([feed.cache.record for feed in feeds], dtype=_Cache)
+        row_list: list[tuple[int, int, int]] = []
+        wanted_list: list[tuple[int, int]] = []
+        longest = 0  # scores that a row may have: of its window's keys, or of its own tokens'
         for number, feed in enumerate(feeds):
-            stream = feed.stream
-            wanted += [(len(rows) + ask.at, ask.mask or 0) for ask in feed.asks]
-            for position, token in enumerate(feed.tokens, start=stream.length):
-                scores = stream.scores_at + position * stream.scores_step
-                rows.append((number, token, position, scores if self._num_watched else 0))
-            stream.length += len(feed.tokens)
-            longest = max(longest, stream.length)
+            cache = feed.cache
+            wanted_list += [(len(row_list) + ask.at, ask.mask or 0) for ask in feed.asks]
+            places = enumerate(feed.tokens, start=cache.length)
+            row_list += [(number, token, position) for position, token in places]
+            cache.length += len(feed.tokens)
+            longest = max(longest, cache.length, len(cache.encoded.bias))
+        rows, wanted = np.array(row_list, dtype=_Row), np.array(wanted_list, dtype=_Wanted)
         if len(wanted) > len(self._logits):
             self._logits = torch.empty(len(wanted), self._model.words.outputs)
-        choices = np.empty(len(wanted), dtype=_CHOICE)
-        done = 0
-        for first in range(0, len(rows), MAX_ROWS):
-            part = rows[first : first + MAX_ROWS]
-            asked = [(row - first, mask) for row, mask in wanted[done:] if row < first + len(part)]
-            self._decode(streams, part, asked, longest, done, choices)
-            done += len(asked)
+        choices = np.empty(len(wanted), dtype=_Choice)
+        self._reserve(self._library.decode_workspace(self._model, len(rows), len(wanted), longest))
+        self._library.decode(
+            self._model,
+            caches.ctypes.data,
+            *(rows.ctypes.data, len(rows)),
+            *(wanted.ctypes.data, len(wanted)),
+            longest,
+            self._logits.data_ptr(),
+            choices.ctypes.data,
+        )
         answers = iter(choices.tolist())
         result = [[Choice(*next(answers)) for _ in feed.asks] for feed in feeds]
         return result, self._logits[: len(wanted), : self.dims.n_vocab]
 
-    def _decode(
-        self,
-        streams: Array,
-        rows: list[tuple[int, int, int, int]],
-        asked: list[tuple[int, int]],
-        longest: int,
-        at: int,
-        choices: Array,
-    ) -> None:
-        """Compute rows, and what is asked about them into logits and choices from `at` on.
-
-        longest: how many scores a row may have, of its window's keys or of its own tokens'.
-        """
-        row_array, asked_array = np.array(rows, dtype=_ROW), np.array(asked, dtype=_WANTED)
-        self._reserve(self._library.decode_workspace(self._model, len(rows), len(asked), longest))
-        self._library.decode(
-            self._model,
-            streams.ctypes.data,
-            row_array.ctypes.data,
-            len(rows),
-            asked_array.ctypes.data,
-            len(asked),
-            longest,
-            self._logits[at:].data_ptr() if asked else 0,
-            choices[at:].ctypes.data if asked else 0,
-        )
-
     def _new_encoded(self, num_frames: int, used: int) -> NativeEncoded:
-        dims, library = self.dims, self._library
-        length = -(-used // library.lanes) * library.lanes
+        dims, lanes = self.dims, self._library.lanes
+        length = -(-used // lanes) * lanes
         shape = (dims.n_text_layer, dims.n_text_head, length, HEAD_WIDTH)
         keys, values = (np.empty(shape, dtype=np.float16) for _ in range(2))
         # Positions behind the last: finite, and with −∞ added to their scores
         values[:, :, used:] = 0
-        keys.reshape(*shape[:2], -1, HEAD_WIDTH, library.lanes)[:, :, used // library.lanes :] = 0
+        keys.reshape(*shape[:2], -1, HEAD_WIDTH, lanes)[:, :, used // lanes :] = 0
         bias = np.zeros(length, dtype=np.float32)
         bias[used:] = -np.inf
         return NativeEncoded(keys, values, bias, num_frames, used)
 
-    def _append(
-        self,
-        source: NativeEncoded,
-        first: int,
-        stride: int,
-        count: int,
-        target: NativeEncoded,
-        at: int,
-    ) -> None:
-        self._library.append(
-            self._model,
-            *(array.ctypes.data for array in (source.keys, source.values)),
-            *(source.length, first, stride, count),
-            *(array.ctypes.data for array in (target.keys, target.values)),
-            *(target.length, at),
-        )
+    def _append(self, source: NativeEncoded, places: range, to: NativeEncoded, at: int) -> None:
+        """Copy the keys and values at some places of one window to another's, from `at` on."""
+        part = (places.start, places.step, len(places))
+        records = [_Encoded(*encoded.record) for encoded in (source, to)]
+        self._library.append(self._model, records[0], *part, records[1], at)
 
     def _reserve(self, num_bytes: int) -> None:
         if len(self._workspace) < num_bytes + 64:
             self._workspace = np.empty(num_bytes + 64, dtype=np.uint8)
             self._model.workspace = -(-self._workspace.ctypes.data // 64) * 64
 
-    def _pack(self, weights: Mapping[str, Tensor], watched: Array) -> _Model:
-        dims = self.dims
-        pack = _Packer(weights, self._library, self._kept)
-        layers = range(dims.n_text_layer)
-        names = [
-            f"decoder.blocks.{i}.cross_attn.{part}" for i in layers for part in ("key", "value")
-        ]
-        embedding = weights["decoder.token_embedding.weight"]
-        model = _Model(
+
+class _Packer:
+    """Lays out the tensors of a checkpoint for C; `kept` holds what C points to."""
+
+    def __init__(self, checkpoint: Checkpoint, library: Library, kept: list[Any]) -> None:
+        self._checkpoint, self._library, self._kept = checkpoint, library, kept
+        self._encoder_format = BYTES if library.takes_bytes else WIDE
+
+    def model(self) -> Any:
+        """A `_Model` without threads, workspace and seconds."""
+        checkpoint, dims, encoder = self._checkpoint, self._checkpoint.dims, self._encoder_format
+        embedding = checkpoint.tensors["decoder.token_embedding.weight"]
+        watched = torch.full((dims.n_text_layer, dims.n_text_head), -1, dtype=torch.int32)
+        for number, (layer, head) in enumerate(checkpoint.alignment_heads):
+            watched[layer, head] = number
+        # The log-mel, from which all else is computed, is int16 in C in any case.
+        conv1 = NARROW if encoder == BYTES else encoder
+        return _Model(
             state=dims.n_text_state,
             heads=dims.n_text_head,
             mels=dims.n_mels,
             vocabulary=dims.n_vocab,
             encoder_layers=dims.n_audio_layer,
             decoder_layers=dims.n_text_layer,
-            conv1=pack.convolution("encoder.conv1", exact=True),
-            conv2=pack.convolution("encoder.conv2"),
-            cross_kv=pack.linear(names, encoder=True),
-            words=pack.pack(embedding, None, NARROW),
-            encoder_norm=pack.norm("encoder.ln_post"),
-            decoder_norm=pack.norm("decoder.ln"),
-            audio_positions=pack.copy(weights["encoder.positional_embedding"]),
-            text_positions=pack.copy(weights["decoder.positional_embedding"]),
-            embedding=pack.copy(embedding, torch.float16),
-            encoder=pack.layers("encoder", dims.n_audio_layer),
-            decoder=pack.layers("decoder", dims.n_text_layer),
+            num_watched=len(checkpoint.alignment_heads),
+            conv1=self._convolution("encoder.conv1", conv1),
+            conv2=self._convolution("encoder.conv2", encoder),
+            cross_kv=self._linear(checkpoint.cross_kv(), encoder),
+            words=self._linear((embedding, torch.zeros(len(embedding))), NARROW),
+            encoder_norm=self._norm(checkpoint.joined("encoder.ln_post")),
+            decoder_norm=self._norm(checkpoint.joined("decoder.ln")),
+            audio_positions=self._copy(checkpoint.tensors["encoder.positional_embedding"]),
+            text_positions=self._copy(checkpoint.tensors["decoder.positional_embedding"]),
+            embedding=self._copy(embedding, torch.float16),
+            encoder=self._layers("encoder", encoder),
+            decoder=self._layers("decoder", NARROW),
+            watched=self._keep(watched),
         )
-        self._kept.append(watched)
-        model.watched = watched.ctypes.data
-        return model
 
-
-class _Packer:
-    """Takes the tensors of a checkpoint and lays them out for C; `kept` holds what C points to."""
-
-    def __init__(self, weights: Mapping[str, Tensor], library: Library, kept: list[Any]) -> None:
-        self._weights, self._library, self._kept = weights, library, kept
-
-    def keep(self, tensor: Tensor) -> int:
+    def _keep(self, tensor: Tensor) -> int:
         tensor = tensor.contiguous()
         self._kept.append(tensor)
         return tensor.data_ptr()
 
-    def copy(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
+    def _copy(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
         """Keep a copy: one tensor of a checkpoint keeps all of its file in memory."""
-        return self.keep(tensor.to(dtype, copy=True))
+        return self._keep(tensor.to(dtype, copy=True))
 
-    def norm(self, name: str) -> _Norm:
-        gain, shift = (self._weights[f"{name}.{part}"] for part in ("weight", "bias"))
-        return _Norm(self.copy(gain), self.copy(shift))
+    def _norm(self, norm: Pair) -> Structure:
+        return _Norm(*map(self._copy, norm))
 
-    def layers(self, side: str, count: int) -> "ctypes.Array[_Layer]":
-        layers = [self._layer(f"{side}.blocks.{i}", side == "encoder") for i in range(count)]
-        array = (_Layer * count)(*layers)
-        self._kept.append(array)
-        return array
-
-    def _layer(self, name: str, encoder: bool) -> _Layer:
-        attention = [f"{name}.attn.{part}" for part in ("query", "key", "value")]
-        layer = _Layer(
-            attention_norm=self.norm(f"{name}.attn_ln"),
-            qkv=self.linear(attention, encoder),
-            out=self.linear([f"{name}.attn.out"], encoder),
-            mlp_norm=self.norm(f"{name}.mlp_ln"),
-            up=self.linear([f"{name}.mlp.0"], encoder),
-            down=self.linear([f"{name}.mlp.2"], encoder),
-        )
-        if not encoder:
-            layer.cross_norm = self.norm(f"{name}.cross_attn_ln")
-            layer.cross_query = self.linear([f"{name}.cross_attn.query"], encoder)
-            layer.cross_out = self.linear([f"{name}.cross_attn.out"], encoder)
-        return layer
-
-    def linear(self, names: list[str], encoder: bool) -> _Linear:
-        """The layers of these names side by side; Whisper's keys have no bias."""
-        weights = [self._weights[f"{name}.weight"].float() for name in names]
-        biases = [
-            self._weights.get(f"{name}.bias", torch.zeros(len(weight))).float()
-            for name, weight in zip(names, weights, strict=True)
+    def _layers(self, side: str, layout: int) -> int:
+        """Where an array of `_Layer` is."""
+        packed = [
+            _Layer(
+                **{
+                    part: self._norm(pair) if part.endswith("norm") else self._linear(pair, layout)
+                    for part, pair in layer.items()
+                }
+            )
+            for layer in self._checkpoint.layers(side)
         ]
-        layout = self._encoder_format if encoder else NARROW
-        return self.pack(torch.cat(weights), torch.cat(biases), layout)
+        array = (_Layer * len(packed))(*packed)
+        self._kept.append(array)
+        return ctypes.addressof(array)
 
-    def convolution(self, name: str, exact: bool = False) -> _Linear:
+    def _convolution(self, name: str, layout: int) -> Structure:
         """(out, in, 3) as a product with windows of three frames, (out, 3 · in)."""
-        weight = self._weights[f"{name}.weight"].float().permute(0, 2, 1).flatten(1)
-        bias = self._weights[f"{name}.bias"].float()
-        layout = self._encoder_format
-        return self.pack(weight, bias, NARROW if exact and layout == BYTES else layout)
+        weight, bias = self._checkpoint.joined(name)
+        return self._linear((weight.permute(0, 2, 1).flatten(1), bias), layout)
 
-    @property
-    def _encoder_format(self) -> int:
-        return BYTES if self._library.takes_bytes else WIDE
-
-    def pack(self, weight: Tensor, bias: Tensor | None, layout: int) -> _Linear:
-        """weight: (outputs, inputs). The layout is in kernels.h, at `Linear`."""
+    def _linear(self, layer: Pair, layout: int) -> Structure:
+        """Weight (outputs, inputs) and bias in a layout of kernels.h, at `Linear`."""
+        weight, bias = layer
         tile, outputs, inputs = self._library.tile, *weight.shape
         padded = -(-outputs // tile) * tile
         group = 4 if layout == BYTES else 2
@@ -514,19 +369,6 @@ class _Packer:
             groups = rows.reshape(len(rows), -1, group).transpose(0, 1)
             packed[number, :, : len(rows)] = groups.to(packed.dtype)
             scales[part] = scale
-        if bias is not None:
-            biases[:outputs] = bias
-        return _Linear(
-            outputs=padded,
-            inputs=inputs,
-            format=layout,
-            limit=limit,
-            weight=self.keep(packed),
-            scale=self.keep(scales),
-            bias=self.keep(biases),
-        )
-
-
-def _first_behind(num_frames: int, stride: int) -> int:
-    """The first of `thin`'s frames that lies behind num_frames."""
-    return max(0, -(-(num_frames - stride // 2) // stride))
+        biases[:outputs] = bias
+        arrays = map(self._keep, (packed, scales, biases))
+        return _Linear(padded, inputs, layout, limit, *arrays)

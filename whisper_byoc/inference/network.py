@@ -4,34 +4,24 @@
 fp32 for comparison, and wherever the native library could not be built.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from whisper_byoc.inference.checkpoint import Dimensions
 from whisper_byoc.weights.ctranslate2 import HEAD_WIDTH as HEAD_WIDTH
 
 MAX_FRAMES = 1500
 """30 s: Whisper's positional table."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dimensions:
-    """The `dims` of an OpenAI checkpoint."""
-
-    n_mels: int
-    n_audio_ctx: int
-    n_audio_state: int
-    n_audio_head: int
-    n_audio_layer: int
-    n_vocab: int
-    n_text_ctx: int
-    n_text_state: int
-    n_text_head: int
-    n_text_layer: int
+TAIL_STRIDE = 8
+"""Of the silence behind a window the decoder sees every 8th frame, with the weight of 8."""
 
 
 class Encoded(Protocol):
@@ -44,11 +34,11 @@ class Encoded(Protocol):
     def num_frames(self) -> int: ...
 
 
-class Stream(Protocol):
+class Cache(Protocol):
     """One decode of one encoded window: the keys and values of its tokens so far.
 
-    length: how many tokens those are; may be set back, what lies behind is then overwritten.
-    positions: how many there is room for. is_open: until `Network.close`.
+    length: how many tokens those are; may be set back, the keys and values behind it are then
+    overwritten. positions: how many tokens there is room for. is_open: until `Network.close`.
     """
 
     length: int
@@ -60,8 +50,8 @@ class Stream(Protocol):
     def is_open(self) -> bool: ...
 
     def attention(self, first: int, last: int) -> NDArray[np.float32]:
-        """Of the tokens [first, last), float32 (heads, tokens, keys), summing to 1: what the
-        alignment heads looked at. The first keys are the window's frames, the others its tail."""
+        """What the alignment heads looked at when tokens [first, last) were fed: float32 (heads,
+        tokens, keys), summing to 1 over the keys: first the window's frames, then its tail's."""
         ...
 
 
@@ -74,9 +64,9 @@ class Ask(NamedTuple):
 
 
 class Feed(NamedTuple):
-    """The next tokens of a stream, and what is asked about them, in order of place."""
+    """The next tokens for a cache, and what is asked about them: in order, each place once."""
 
-    stream: Any
+    cache: Any
     tokens: Sequence[int]
     asks: Sequence[Ask]
 
@@ -88,36 +78,36 @@ def check_feeds(feeds: Sequence[Feed], dims: Dimensions) -> None:
     """
     if not feeds:
         raise ValueError("a pass has no feeds, expected at least one")
-    if len({id(feed.stream) for feed in feeds}) < len(feeds):
-        raise ValueError("a stream is fed twice in one pass, expected once")
+    if len({id(feed.cache) for feed in feeds}) < len(feeds):
+        raise ValueError("a cache is fed twice in one pass, expected once")
     for feed in feeds:
         _check_feed(feed, dims.n_vocab)
 
 
 def _check_feed(feed: Feed, num_tokens: int) -> None:
-    stream, tokens = feed.stream, feed.tokens
-    if not stream.is_open:
-        raise ValueError("a closed stream is fed, expected an open one")
+    cache, tokens = feed.cache, feed.tokens
+    if not cache.is_open:
+        raise ValueError("a closed cache is fed, expected an open one")
     if not tokens:
         raise ValueError("a feed has no tokens, expected at least one")
-    end = stream.length + len(tokens)
-    if stream.length < 0 or end > stream.positions:
+    end = cache.length + len(tokens)
+    if cache.length < 0 or end > cache.positions:
         raise ValueError(
-            f"a feed has positions {stream.length} to {end - 1} of its stream,"
-            f" expected some of 0 to {stream.positions - 1}"
+            f"a feed has positions {cache.length} to {end - 1} of its cache,"
+            f" expected some of 0 to {cache.positions - 1}"
         )
-    if min(tokens) < 0 or max(tokens) >= num_tokens:
-        wrong = min(tokens) if min(tokens) < 0 else max(tokens)
-        raise ValueError(f"a feed has token {wrong}, expected one of 0 to {num_tokens - 1}")
+    if wrong := [token for token in (min(tokens), max(tokens)) if not 0 <= token < num_tokens]:
+        raise ValueError(f"a feed has token {wrong[0]}, expected one of 0 to {num_tokens - 1}")
     places = [ask.at for ask in feed.asks]
-    if places and (places != sorted(places) or places[0] < 0 or places[-1] >= len(tokens)):
+    if places and (places != sorted(set(places)) or places[0] < 0 or places[-1] >= len(tokens)):
         raise ValueError(
-            f"a feed of {len(tokens)} tokens is asked at {places}, expected places in it, in order"
+            f"a feed of {len(tokens)} tokens is asked at {places},"
+            " expected places in it, in order, each once"
         )
 
 
 def check_positions(positions: int, dims: Dimensions) -> None:
-    """Of a stream that is to be opened. Raises ValueError."""
+    """Of a cache that is to be opened. Raises ValueError."""
     if not 1 <= positions <= dims.n_text_ctx:
         raise ValueError(f"positions is {positions}, expected 1 to {dims.n_text_ctx}")
 
@@ -131,6 +121,20 @@ def check_mel(mel: Tensor, dims: Dimensions) -> None:
         )
     if not bool(mel.isfinite().all()):
         raise ValueError("mel has values that are infinite or no numbers, expected finite ones")
+
+
+def silence(level: float, dims: Dimensions) -> Tensor:
+    """30 s of the log-mel that digital silence has at a level: what `Network.tail` encodes."""
+    return torch.full((dims.n_mels, 2 * MAX_FRAMES), level)
+
+
+TAIL_FRAMES = range(TAIL_STRIDE // 2, MAX_FRAMES, TAIL_STRIDE)
+"""Which of the 1500 frames of encoded silence a tail holds."""
+
+
+def first_behind(num_frames: int) -> int:
+    """How many frames of a tail lie within a window of so many, and are not put behind it."""
+    return bisect_left(TAIL_FRAMES, num_frames)
 
 
 class Choice(NamedTuple):
@@ -152,33 +156,34 @@ class Network(Protocol):
         """Where time has gone since the weights were loaded, by part, if that can be told."""
         ...
 
-    def encode(self, mel: Tensor, tail: Any = None, stride: int = 1) -> Encoded:
-        """Encode mel, float32 (n_mels, 2n), n from 1 to 1500. Raises ValueError for another.
-
-        tail: of `thin`; what lies behind the n frames there is put behind them here, too, and has
-        log(stride) added to its scores.
-        """
+    def tail(self, level: float) -> Any:
+        """The encoded silence that may stand behind windows: every 8th frame of 30 s of digital
+        silence, whose log-mel is `level` throughout. For `encode`."""
         ...
 
-    def thin(self, encoded: Any, stride: int) -> Any:
-        """Every stride-th frame of 1500, from the stride/2-th on."""
+    def encode(self, mel: Tensor, tail: Any = None) -> Encoded:
+        """Encode mel, float32 (n_mels, 2n), n from 1 to 1500. Raises ValueError for another.
+
+        tail: of `tail`; its frames from the n-th of the 1500 on are put behind the window's, with
+        log 8 added to their scores, since each stands for 8.
+        """
         ...
 
     def mask(self, values: NDArray[np.float32]) -> Any:
         """Prepare what is added to logits, float32 (vocabulary,), for `Ask.mask`."""
         ...
 
-    def open(self, encoded: Any, positions: int) -> Stream:
+    def open(self, encoded: Any, positions: int) -> Cache:
         """Begin to decode a window, in at most so many tokens. Raises ValueError where the decoder
-        has fewer positions, or no room for another stream."""
+        has fewer positions, or no room for another cache."""
         ...
 
-    def close(self, stream: Any) -> None:
+    def close(self, cache: Any) -> None:
         """Give back what `open` took; once more does nothing."""
         ...
 
     def forward(self, feeds: Sequence[Feed]) -> tuple[list[list[Choice]], Tensor]:
-        """Take tokens of several streams through the decoder at once.
+        """Take tokens of several windows through the decoder at once, each into its cache.
 
         Returns the choices for each feed's asks, and the logits of all asks in order, float32
         (asks, vocabulary), valid until the next call. Raises ValueError, before anything is

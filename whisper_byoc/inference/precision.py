@@ -2,16 +2,14 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from whisper_byoc.inference.checkpoint import Checkpoint
 from whisper_byoc.inference.native import Library, NativeNetwork
-from whisper_byoc.inference.network import Dimensions, Network
+from whisper_byoc.inference.network import Network
 from whisper_byoc.inference.torch_network import TorchNetwork
 
 logger = logging.getLogger(__name__)
@@ -30,16 +28,6 @@ class Branch(StrEnum):
     """torch, as the weights are meant: for comparison, and where there is nothing else."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What forward passes may use. device: torch's name; threads: of a CPU, in our C; max_streams:
-    that are open at once, where they take memory of their own."""
-
-    device: str
-    threads: int
-    max_streams: int
-
-
 _NEEDED = {
     Branch.AVX512: {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma", "f16c"},
     Branch.AVX2: {"avx2", "fma", "f16c"},
@@ -56,7 +44,7 @@ def choose_branch(device: str) -> Branch:
         return Branch.AVX512
     if capability in ("AVX512", "AVX2") and runs_here(Branch.AVX2):
         return Branch.AVX2
-    if _NEEDED[Branch.AVX2] <= cpu_flags() and not Library.exists(Branch.AVX2.value):
+    if _NEEDED[Branch.AVX2] <= cpu_flags() and not Library.path(Branch.AVX2).exists():
         logger.warning(
             "torch computes in fp32, about eight times slower than need be: the C library for this"
             " processor was not built, expected a C compiler when the package was installed"
@@ -71,24 +59,22 @@ def runs_here(branch: Branch) -> bool:
             return True
         case Branch.FP16:
             return torch.cuda.is_available()
-    return _NEEDED[branch] <= cpu_flags() and Library.exists(branch.value)
+    return _NEEDED[branch] <= cpu_flags() and Library.path(branch).exists()
 
 
 def open_network(
-    branch: Branch,
-    dims: Dimensions,
-    weights: Mapping[str, Tensor],
-    alignment_heads: Sequence[tuple[int, int]],
-    resources: Resources,
+    branch: Branch, checkpoint: Checkpoint, device: str, threads: int, max_caches: int
 ) -> Network:
     """The forward passes of a branch. Raises OSError when its library cannot be loaded, and
-    ConfigurationError when it is not of this version."""
-    if branch in (Branch.AVX512, Branch.AVX2):
-        library = Library(Library.path(branch.value))
-        return NativeNetwork(dims, weights, library, alignment_heads, resources.threads)
+    ConfigurationError when it is not of this version.
+
+    device: torch's name. threads: that our C computes with. max_caches: that may be open at once
+    where they take memory of their own, which is in torch.
+    """
+    if branch in _NEEDED:
+        return NativeNetwork(checkpoint, Library(Library.path(branch)), threads)
     dtype = torch.float16 if branch is Branch.FP16 else torch.float32
-    device, slots = resources.device, resources.max_streams
-    return TorchNetwork(dims, weights, device, dtype, alignment_heads, slots)
+    return TorchNetwork(checkpoint, device, dtype, max_caches)
 
 
 def num_cores() -> int:

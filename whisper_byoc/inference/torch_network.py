@@ -1,13 +1,13 @@
 """Whisper's forward passes in torch: fp16 on a CUDA device, fp32 as the weights are meant.
 
 The mathematics is openai-whisper's model.py. Different are: one product for query, key and value,
-one for the keys and values of all cross-attentions, any number of frames up to 1500, and streams
-that live in slots of shared caches, so that the shapes of a step depend on its size only and a
+one for the keys and values of all cross-attentions, any number of frames up to 1500, and caches
+that are slots of shared tensors, so that the shapes of a step depend on its size only and a
 CUDA graph can repeat it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,36 +16,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from whisper_byoc.inference.network import (
-    HEAD_WIDTH,
-    MAX_FRAMES,
-    Choice,
-    Dimensions,
-    Feed,
-    check_feeds,
-    check_mel,
-    check_positions,
-)
-
-Norm = tuple[Tensor, Tensor]
-Linear = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    attention_norm: Norm
-    qkv: Linear
-    out: Linear
-    mlp_norm: Norm
-    up: Linear
-    down: Linear
-
-
-@dataclass(frozen=True, slots=True)
-class _CrossAttention:
-    norm: Norm
-    query: Linear
-    out: Linear
+from whisper_byoc.inference import network
+from whisper_byoc.inference.checkpoint import Checkpoint, Dimensions, Pair
+from whisper_byoc.inference.network import HEAD_WIDTH, MAX_FRAMES, Choice, Feed
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +31,8 @@ class TorchEncoded:
 
 
 @dataclass(slots=True)
-class TorchStream:
-    """See `network.Stream`."""
+class TorchCache:
+    """See `network.Cache`. slot: which of the network's."""
 
     network: "TorchNetwork"
     slot: int
@@ -79,11 +52,11 @@ class TorchStream:
 
 
 class _Slots:
-    """Caches of up to `count` streams.
+    """Room for `count` caches.
 
     own: (layers, 2, slots, heads, positions, 64); cross: (layers, 2, slots, heads, 1500, 64); bias:
-    (slots, 1, 1, 1500), −∞ where a stream has no key; queries: (alignment heads, slots, positions,
-    64).
+    (slots, 1, 1, 1500), −∞ where a window has no key; queries: (alignment heads, slots, positions,
+    64); lengths: of each slot's window and tail, in frames.
     """
 
     def __init__(
@@ -103,35 +76,37 @@ class _Slots:
 
 
 class TorchNetwork:
-    """See `network.Network`. num_slots: how many streams may be open."""
+    """See `network.Network`. num_slots: how many caches may be open."""
 
     def __init__(
-        self,
-        dims: Dimensions,
-        weights: Mapping[str, Tensor],
-        device: str,
-        dtype: torch.dtype,
-        alignment_heads: Sequence[tuple[int, int]] = (),
-        num_slots: int = 16,
+        self, checkpoint: Checkpoint, device: str, dtype: torch.dtype, num_slots: int = 16
     ) -> None:
-        self.dims = dims
+        self.dims = dims = checkpoint.dims
         self.device = device
-        self.alignment_heads = list(alignment_heads)
+        self.alignment_heads = checkpoint.alignment_heads
         self._dtype = dtype
-        parts = _Parts(weights, device, dtype)
-        self._conv = [
-            (parts.tensor(f"{name}.weight"), parts.tensor(f"{name}.bias"))
-            for name in ("encoder.conv1", "encoder.conv2")
-        ]
-        self._audio_positions = parts.tensor("encoder.positional_embedding")
-        self._encoder = [parts.block(f"encoder.blocks.{i}") for i in range(dims.n_audio_layer)]
-        self._encoder_norm = parts.norm("encoder.ln_post")
-        self._cross_kv = parts.cross_kv(dims.n_text_layer)
-        self._embedding = parts.tensor("decoder.token_embedding.weight")
-        self._text_positions = parts.tensor("decoder.positional_embedding")
-        names = [f"decoder.blocks.{i}" for i in range(dims.n_text_layer)]
-        self._decoder = [(parts.block(name), parts.cross_attention(name)) for name in names]
-        self._decoder_norm = parts.norm("decoder.ln")
+
+        def ready(tensor: Tensor) -> Tensor:
+            return tensor.to(device, dtype).contiguous()
+
+        def pair(weight: Tensor, bias: Tensor) -> Pair:
+            return ready(weight), ready(bias)
+
+        def layers(side: str) -> list[dict[str, Pair]]:
+            return [
+                {part: pair(*found) for part, found in layer.items()}
+                for layer in checkpoint.layers(side)
+            ]
+
+        self._conv = [pair(*checkpoint.joined(f"encoder.conv{step}")) for step in (1, 2)]
+        self._audio_positions = ready(checkpoint.tensors["encoder.positional_embedding"])
+        self._encoder = layers("encoder")
+        self._encoder_norm = pair(*checkpoint.joined("encoder.ln_post"))
+        self._cross_kv = pair(*checkpoint.cross_kv())
+        self._embedding = ready(checkpoint.tensors["decoder.token_embedding.weight"])
+        self._text_positions = ready(checkpoint.tensors["decoder.positional_embedding"])
+        self._decoder = layers("decoder")
+        self._decoder_norm = pair(*checkpoint.joined("decoder.ln"))
         self.slots = _Slots(dims, num_slots, len(self.alignment_heads), device, dtype)
         self._graphs: dict[int, _Graph] = {}
 
@@ -141,83 +116,79 @@ class TorchNetwork:
         return {}
 
     @torch.inference_mode()
-    def encode(
-        self, mel: Tensor, tail: TorchEncoded | None = None, stride: int = 1
-    ) -> TorchEncoded:
-        check_mel(mel, self.dims)
+    def tail(self, level: float) -> TorchEncoded:
+        silence = self.encode(network.silence(level, self.dims))
+        frames = network.TAIL_FRAMES
+        kv = silence.kv[:, :, :, frames.start :: frames.step].contiguous()
+        return TorchEncoded(kv, silence.bias, 0)
+
+    @torch.inference_mode()
+    def encode(self, mel: Tensor, tail: TorchEncoded | None = None) -> TorchEncoded:
+        network.check_mel(mel, self.dims)
         features = mel[None].to(self.device, self._dtype)
         for step, (weight, bias) in enumerate(self._conv, start=1):
             features = F.gelu(F.conv1d(features, weight, bias, stride=step, padding=1))
         features = features.transpose(1, 2)
         num_frames = features.shape[1]
         features = features + self._audio_positions[:num_frames]
-        for block in self._encoder:
-            query, key, value = _heads(
-                F.linear(_norm(features, block.attention_norm), *block.qkv), 3
-            )
+        for layer in self._encoder:
+            normal = _norm(features, layer["attention_norm"])
+            query, key, value = _heads(F.linear(normal, *layer["qkv"]), 3)
             attended = F.scaled_dot_product_attention(query, key, value)
-            features = features + F.linear(_merge(attended), *block.out)
-            features = features + _mlp(features, block)
+            features = features + F.linear(_merge(attended), *layer["out"])
+            features = features + _mlp(features, layer)
         kv = F.linear(_norm(features, self._encoder_norm)[0], *self._cross_kv)
-        kv = kv.reshape(num_frames, self.dims.n_text_layer, 2, -1, HEAD_WIDTH).permute(
-            1, 2, 3, 0, 4
-        )
+        kv = kv.reshape(num_frames, self.dims.n_text_layer, 2, -1, HEAD_WIDTH)
+        kv = kv.permute(1, 2, 3, 0, 4)
         scores = torch.zeros(num_frames, device=self.device, dtype=self._dtype)
         if tail is not None:
-            behind = max(0, -(-(num_frames - stride // 2) // stride))
-            kv = torch.cat([kv, tail.kv[:, :, :, behind:]], dim=3)
-            scores = F.pad(scores, (0, kv.shape[3] - num_frames), value=math.log(stride))
+            kv = torch.cat([kv, tail.kv[:, :, :, network.first_behind(num_frames) :]], dim=3)
+            added = math.log(network.TAIL_STRIDE)
+            scores = F.pad(scores, (0, kv.shape[3] - num_frames), value=added)
         return TorchEncoded(kv, scores, num_frames)
-
-    def thin(self, encoded: TorchEncoded, stride: int) -> TorchEncoded:
-        if encoded.num_frames != MAX_FRAMES:
-            raise ValueError(f"a window has {encoded.num_frames} frames, expected {MAX_FRAMES}")
-        return TorchEncoded(
-            encoded.kv[:, :, :, stride // 2 :: stride].contiguous(), encoded.bias, 0
-        )
 
     def mask(self, values: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(values).to(self.device)
 
     @torch.inference_mode()
-    def open(self, encoded: TorchEncoded, positions: int) -> TorchStream:
-        check_positions(positions, self.dims)
+    def open(self, encoded: TorchEncoded, positions: int) -> TorchCache:
+        network.check_positions(positions, self.dims)
         slots = self.slots
         if not slots.free:
-            raise ValueError(f"{len(slots.lengths)} streams are open, expected fewer")
+            raise ValueError(f"{len(slots.lengths)} caches are open, expected fewer")
         slot = slots.free.pop()
         length = encoded.kv.shape[3]
         slots.cross[:, :, slot, :, :length] = encoded.kv
         slots.bias[slot, 0, 0, :length] = encoded.bias
         slots.bias[slot, 0, 0, length:] = -math.inf
         slots.lengths[slot] = length
-        return TorchStream(self, slot, positions)
+        return TorchCache(self, slot, positions)
 
-    def close(self, stream: TorchStream) -> None:
-        if not stream.is_open:
+    def close(self, cache: TorchCache) -> None:
+        if not cache.is_open:
             return
-        stream.is_open = False
-        self.slots.free.append(stream.slot)
+        cache.is_open = False
+        self.slots.free.append(cache.slot)
         self.slots.free.sort(reverse=True)  # the lowest are taken first, so that a step stays small
-        self.slots.lengths[stream.slot] = 0
+        self.slots.lengths[cache.slot] = 0
 
     @torch.inference_mode()
     def forward(self, feeds: Sequence[Feed]) -> tuple[list[list[Choice]], Tensor]:
         """Slots up to the highest are all computed; those that are not fed are given a token at a
         position that they overwrite later."""
-        check_feeds(feeds, self.dims)
+        network.check_feeds(feeds, self.dims)
         longest = max(len(feed.tokens) for feed in feeds)
-        count = 1 + max(feed.stream.slot for feed in feeds)
+        count = 1 + max(feed.cache.slot for feed in feeds)
         tokens = np.zeros((count, longest), dtype=np.int64)
         positions = np.full((count, longest), self.dims.n_text_ctx - 1)
         for feed in feeds:
-            stream, number = feed.stream, len(feed.tokens)
-            tokens[stream.slot, :number] = feed.tokens
-            positions[stream.slot, :number] = range(stream.length, stream.length + number)
-            stream.length += number
-        used = max(feed.stream.length for feed in feeds)
+            cache, number = feed.cache, len(feed.tokens)
+            tokens[cache.slot, :number] = feed.tokens
+            positions[cache.slot, :number] = range(cache.length, cache.length + number)
+            cache.length += number
+        used = max(feed.cache.length for feed in feeds)
         hidden = self._step(torch.from_numpy(tokens), torch.from_numpy(positions), used)
-        asks = [(feed.stream.slot, ask) for feed in feeds for ask in feed.asks]
+        asks = [(feed.cache.slot, ask) for feed in feeds for ask in feed.asks]
         if not asks:
             return [[] for _ in feeds], torch.empty(0, self.dims.n_vocab)
         rows = hidden[[slot for slot, _ in asks], [ask.at for _, ask in asks]]
@@ -228,7 +199,7 @@ class TorchNetwork:
 
     def _step(self, tokens: Tensor, positions: Tensor, used: int) -> Tensor:
         """The decoder's output (count, n, state) for tokens (count, n) of the first slots; used:
-        the largest number of positions that a stream has filled."""
+        the largest number of positions that one of their caches has filled."""
         if self.device == "cpu":
             return self._decode(tokens, positions, used, max(self.slots.lengths[: len(tokens)]))
         tokens, positions = tokens.to(self.device), positions.to(self.device)
@@ -239,7 +210,7 @@ class TorchNetwork:
         return graph.replay(tokens, positions)
 
     def _decode(self, tokens: Tensor, positions: Tensor, used: int, length: int) -> Tensor:
-        """Over the first `used` positions of the streams' own keys and `length` of the windows'."""
+        """See the first `used` positions of the caches' own keys and `length` of their windows'."""
         slots, count = self.slots, len(tokens)
         x = self._embedding[tokens] + self._text_positions[positions]
         reach = torch.arange(used, device=x.device) <= positions[:, :, None]
@@ -247,22 +218,24 @@ class TorchNetwork:
         mask = mask.masked_fill(~reach, -math.inf)[:, None]
         bias = slots.bias[:count, :, :, :length]
         rows = torch.arange(count, device=x.device)[:, None]
-        for layer, (block, cross) in enumerate(self._decoder):
-            query, key, value = _heads(F.linear(_norm(x, block.attention_norm), *block.qkv), 3)
-            keys, values = slots.own[layer, :, :count]
+        for index, layer in enumerate(self._decoder):
+            normal = _norm(x, layer["attention_norm"])
+            query, key, value = _heads(F.linear(normal, *layer["qkv"]), 3)
+            keys, values = slots.own[index, :, :count]
             keys[rows, :, positions] = key.transpose(1, 2)
             values[rows, :, positions] = value.transpose(1, 2)
             keys, values = keys[:, :, :used], values[:, :, :used]
             attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-            x = x + F.linear(_merge(attended), *block.out)
-            (query,) = _heads(F.linear(_norm(x, cross.norm), *cross.query), 1)
+            x = x + F.linear(_merge(attended), *layer["out"])
+            normal = _norm(x, layer["cross_norm"])
+            (query,) = _heads(F.linear(normal, *layer["cross_query"]), 1)
             for watched, (watched_layer, head) in enumerate(self.alignment_heads):
-                if watched_layer == layer:
+                if watched_layer == index:
                     slots.queries[watched, rows, positions] = query[:, head]
-            keys, values = slots.cross[layer, :, :count, :, :length]
+            keys, values = slots.cross[index, :, :count, :, :length]
             attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias)
-            x = x + F.linear(_merge(attended), *cross.out)
-            x = x + _mlp(x, block)
+            x = x + F.linear(_merge(attended), *layer["cross_out"])
+            x = x + _mlp(x, layer)
         return _norm(x, self._decoder_norm)
 
     def _whole_mask(self, mask: Tensor | None) -> Tensor:
@@ -303,55 +276,6 @@ class _Graph:
         return self._hidden[:count]
 
 
-class _Parts:
-    """Takes the tensors of a checkpoint and joins the layers that are computed together."""
-
-    def __init__(self, weights: Mapping[str, Tensor], device: str, dtype: torch.dtype) -> None:
-        self._weights = weights
-        self._device = device
-        self._dtype = dtype
-
-    def tensor(self, name: str) -> Tensor:
-        return self._ready(self._weights[name])
-
-    def norm(self, name: str) -> Norm:
-        return self.tensor(f"{name}.weight"), self.tensor(f"{name}.bias")
-
-    def block(self, name: str) -> _Block:
-        attention = [f"{name}.attn.{part}" for part in ("query", "key", "value")]
-        return _Block(
-            attention_norm=self.norm(f"{name}.attn_ln"),
-            qkv=self._linear(attention),
-            out=self._linear([f"{name}.attn.out"]),
-            mlp_norm=self.norm(f"{name}.mlp_ln"),
-            up=self._linear([f"{name}.mlp.0"]),
-            down=self._linear([f"{name}.mlp.2"]),
-        )
-
-    def cross_attention(self, name: str) -> _CrossAttention:
-        return _CrossAttention(
-            norm=self.norm(f"{name}.cross_attn_ln"),
-            query=self._linear([f"{name}.cross_attn.query"]),
-            out=self._linear([f"{name}.cross_attn.out"]),
-        )
-
-    def cross_kv(self, layers: int) -> Linear:
-        names = [f"decoder.blocks.{i}.cross_attn" for i in range(layers)]
-        return self._linear([f"{name}.{part}" for name in names for part in ("key", "value")])
-
-    def _linear(self, names: list[str]) -> Linear:
-        """The layers of these names side by side; Whisper's keys have no bias."""
-        weights = [self._weights[f"{name}.weight"] for name in names]
-        biases = [
-            self._weights.get(f"{name}.bias", torch.zeros(len(weight)))
-            for name, weight in zip(names, weights, strict=True)
-        ]
-        return self._ready(torch.cat(weights)), self._ready(torch.cat(biases))
-
-    def _ready(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._device, self._dtype).contiguous()
-
-
 def _choose(allowed: Tensor) -> list[Choice]:
     """Of logits (asks, vocabulary), −∞ where a token may not come."""
     logits, tokens = allowed.max(-1)
@@ -365,12 +289,13 @@ def _heads(x: Tensor, parts: int) -> Tensor:
     return x.reshape(*x.shape[:2], parts, -1, HEAD_WIDTH).permute(2, 0, 3, 1, 4)
 
 
-def _norm(x: Tensor, norm: Norm) -> Tensor:
+def _norm(x: Tensor, norm: Pair) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], *norm)
 
 
-def _mlp(x: Tensor, block: _Block) -> Tensor:
-    return F.linear(F.gelu(F.linear(_norm(x, block.mlp_norm), *block.up)), *block.down)
+def _mlp(x: Tensor, layer: dict[str, Pair]) -> Tensor:
+    wide = F.gelu(F.linear(_norm(x, layer["mlp_norm"]), *layer["up"]))
+    return F.linear(wide, *layer["down"])
 
 
 def _merge(attended: Tensor) -> Tensor:

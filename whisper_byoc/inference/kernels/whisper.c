@@ -27,34 +27,40 @@ typedef struct {
 } Layer;
 
 typedef struct {
-    int32_t state, heads, mels, vocabulary, encoder_layers, decoder_layers, threads;
+    int32_t state, heads, mels, vocabulary, encoder_layers, decoder_layers, num_watched, threads;
     Linear conv1, conv2, cross_kv, words;
     Norm encoder_norm, decoder_norm;
     const float *audio_positions; /* (1500, state) */
     const float *text_positions;  /* (448, state) */
     const half *embedding;        /* (vocabulary, state) */
     const Layer *encoder, *decoder;
-    const int32_t *watched; /* (decoder layers, heads): which row of `scores` a head's scores go to, or -1 */
+    const int32_t *watched; /* (decoder layers, heads): a watched head's number, or -1 */
     char *workspace;        /* 64-byte aligned */
     double *seconds;        /* of the first thread, by `Part` */
 } Model;
 
 typedef enum { CONVOLUTION, ENCODER, CROSS, DECODER, PROJECTION, PARTS } Part;
 
-/* One stream's caches. keys: (layers, heads, length/LANES, WIDTH, LANES); values: (layers, heads,
- * length, WIDTH); bias: (length,), added to the scores; length a multiple of LANES.
- * own: (layers, heads, 2, positions, WIDTH), the keys and values of its own tokens. */
+/* One window's keys and values for the decoder's cross-attentions. keys: (layers, heads, length/LANES,
+ * WIDTH, LANES); values: (layers, heads, length, WIDTH); bias: (length,), added to the scores; length a
+ * multiple of LANES. */
 typedef struct {
     half *keys, *values;
     const float *bias;
-    float *own;
-    int32_t length, positions, frames; /* frames: how many scores are kept, from the first */
-} Stream;
+    int32_t length;
+} Encoded;
 
-/* One token of one stream; its keys and values enter the stream's cache at `position`. */
+/* One decode of a window. own: (layers, heads, 2, positions, WIDTH), the keys and values of its tokens;
+ * scores: (positions, watched heads, window.length), what its tokens' queries gave with the window's keys. */
 typedef struct {
-    int32_t stream, token, position;
-    float *scores; /* (watched heads, frames), or null */
+    Encoded window;
+    float *own, *scores;
+    int32_t positions;
+} Cache;
+
+/* One token; its keys and values enter a cache at `position`. */
+typedef struct {
+    int32_t cache, token, position;
 } Row;
 
 /* A row whose next token is wanted: one where mask (vocabulary,) is 0 and not -inf; any if it is null. */
@@ -83,13 +89,13 @@ EXPORT const int32_t whisper_layouts[] = {
     sizeof(Layer), AT(Layer, attention_norm), AT(Layer, qkv), AT(Layer, out), AT(Layer, cross_norm),
     AT(Layer, cross_query), AT(Layer, cross_out), AT(Layer, mlp_norm), AT(Layer, up), AT(Layer, down),
     sizeof(Model), AT(Model, state), AT(Model, heads), AT(Model, mels), AT(Model, vocabulary),
-    AT(Model, encoder_layers), AT(Model, decoder_layers), AT(Model, threads), AT(Model, conv1),
-    AT(Model, conv2), AT(Model, cross_kv), AT(Model, words), AT(Model, encoder_norm), AT(Model, decoder_norm),
+    AT(Model, encoder_layers), AT(Model, decoder_layers), AT(Model, num_watched), AT(Model, threads),
+    AT(Model, conv1), AT(Model, conv2), AT(Model, cross_kv), AT(Model, words), AT(Model, encoder_norm), AT(Model, decoder_norm),
     AT(Model, audio_positions), AT(Model, text_positions), AT(Model, embedding), AT(Model, encoder),
     AT(Model, decoder), AT(Model, watched), AT(Model, workspace), AT(Model, seconds),
-    sizeof(Stream), AT(Stream, keys), AT(Stream, values), AT(Stream, bias), AT(Stream, own),
-    AT(Stream, length), AT(Stream, positions), AT(Stream, frames),
-    sizeof(Row), AT(Row, stream), AT(Row, token), AT(Row, position), AT(Row, scores),
+    sizeof(Encoded), AT(Encoded, keys), AT(Encoded, values), AT(Encoded, bias), AT(Encoded, length),
+    sizeof(Cache), AT(Cache, window), AT(Cache, own), AT(Cache, scores), AT(Cache, positions),
+    sizeof(Row), AT(Row, cache), AT(Row, token), AT(Row, position),
     sizeof(Wanted), AT(Wanted, row), AT(Wanted, mask),
     sizeof(Choice), AT(Choice, token), AT(Choice, logit), AT(Choice, log_sum),
 };
@@ -158,8 +164,7 @@ typedef struct {
     float mel_scale;
     float *x, *query; /* (frames, state) */
     Attention attention[2];
-    half *keys, *values;
-    int32_t length;
+    const Encoded *window;
 } Encoding;
 
 static void take_encoding(Encoding *e, Workspace *w) {
@@ -328,8 +333,8 @@ static void finish(Encoding *e, Scratch *s, int first, int rows) {
         for (int lh = 0; lh < m->decoder_layers * m->heads; lh++) {
             int t = first + r, l = lh / m->heads, h = lh % m->heads;
             const float *source = s->wide + (size_t)r * ld + (size_t)l * 2 * state + h * WIDTH;
-            half *keys = e->keys + ((size_t)lh * e->length + t / LANES * LANES) * WIDTH;
-            half *values = e->values + ((size_t)lh * e->length + t) * WIDTH;
+            half *keys = e->window->keys + ((size_t)lh * e->window->length + t / LANES * LANES) * WIDTH;
+            half *values = e->window->values + ((size_t)lh * e->window->length + t) * WIDTH;
             for (int d = 0; d < WIDTH; d += LANES) {
                 put_key(keys, d, t % LANES, load(source + d));
                 store_half(values + d, load(source + state + d));
@@ -338,10 +343,9 @@ static void finish(Encoding *e, Scratch *s, int first, int rows) {
 }
 
 /* Encode mel, float32 (2 frames + 2, mels) with a row of zeros before and after, into the keys and
- * values of a stream, from its first position on. */
-EXPORT void whisper_encode(const Model *m, const float *mel, int32_t frames, half *keys, half *values, int32_t length) {
-    Encoding e = {.m = m, .frames = frames, .padded = (int)rounded_up(frames, TILE), .keys = keys, .values = values,
-                  .length = length};
+ * values of a window, from its first position on. */
+EXPORT void whisper_encode(const Model *m, const float *mel, int32_t frames, const Encoded *window) {
+    Encoding e = {.m = m, .frames = frames, .padded = (int)rounded_up(frames, TILE), .window = window};
     Workspace w = {.base = m->workspace};
     take_encoding(&e, &w);
     int count = (2 * frames + 2) * m->mels;
@@ -384,22 +388,26 @@ EXPORT void whisper_encode(const Model *m, const float *mel, int32_t frames, hal
     }
 }
 
-/* Copy positions first, first + stride, ... of one cache of keys and values behind the `used` positions of another. */
-EXPORT void whisper_append(const Model *m, const half *from_keys, const half *from_values, int32_t from_length,
-                           int32_t first, int32_t stride, int32_t count, half *keys, half *values, int32_t length,
-                           int32_t used) {
-    for (int lh = 0; lh < m->decoder_layers * m->heads; lh++)
+/* Copy positions first, first + stride, ... of one window's keys and values to another's, from position `at` on. */
+EXPORT void whisper_append(const Model *m, const Encoded *from, int32_t first, int32_t stride, int32_t count,
+                           const Encoded *to, int32_t at) {
+    for (size_t lh = 0; lh < (size_t)m->decoder_layers * m->heads; lh++)
         for (int i = 0; i < count; i++) {
-            size_t f = first + (size_t)i * stride, t = used + (size_t)i;
-            memcpy(values + (lh * (size_t)length + t) * WIDTH, from_values + (lh * (size_t)from_length + f) * WIDTH,
+            size_t f = first + (size_t)i * stride, t = at + (size_t)i;
+            memcpy(to->values + (lh * to->length + t) * WIDTH, from->values + (lh * from->length + f) * WIDTH,
                    sizeof(half) * WIDTH);
-            const half *source = from_keys + (lh * (size_t)from_length + f / LANES * LANES) * WIDTH + f % LANES;
-            half *target = keys + (lh * (size_t)length + t / LANES * LANES) * WIDTH + t % LANES;
+            const half *source = from->keys + (lh * from->length + f / LANES * LANES) * WIDTH + f % LANES;
+            half *target = to->keys + (lh * to->length + t / LANES * LANES) * WIDTH + t % LANES;
             for (int d = 0; d < WIDTH; d++) target[(size_t)d * LANES] = source[(size_t)d * LANES];
         }
 }
 
 /* ---- decoder ---------------------------------------------------------------------------------- */
+
+/* Rows that go through the decoder together; longer prompts and drafts go in parts, which bounds the workspace. */
+#define MAX_ROWS 64
+
+static int smaller_of(int a, int b) { return a < b ? a : b; }
 
 /* Tiles of the vocabulary among which one thread chooses before the next are taken. A fixed number, so
  * that sums do not depend, in their last bits, on the number of threads. */
@@ -417,10 +425,11 @@ typedef struct {
     int score_length;
     int pieces;
     Partial *partial; /* (wanted, pieces) */
+    int first;        /* of all rows, the one that is row 0 here */
 } Decoding;
 
-static void take_decoding(const Model *m, Decoding *d, Workspace *w, int rows, int wanted, int longest) {
-    int widest = 4 * m->state;
+static void take_decoding(const Model *m, Decoding *d, Workspace *w, int num_rows, int num_wanted, int longest) {
+    int widest = 4 * m->state, rows = smaller_of(num_rows, MAX_ROWS), wanted = smaller_of(num_wanted, MAX_ROWS);
     d->x = take(w, sizeof(float) * rows * m->state);
     d->normal = take(w, sizeof(float) * rows * m->state);
     d->attended = take(w, sizeof(float) * rows * m->state);
@@ -486,7 +495,7 @@ static void attend_own(const float *query, const float *keys, const float *value
 
 #define SCORE_BLOCKS 4
 
-static void attend_cross(const float *query, const Stream *s, size_t layer_head, float *scores, float *kept, float *out) {
+static void attend_cross(const float *query, const Encoded *s, size_t layer_head, float *scores, float *kept, float *out) {
     const half *keys = s->keys + layer_head * s->length * WIDTH, *values = s->values + layer_head * s->length * WIDTH;
     int t = 0;
     for (; t + SCORE_BLOCKS * LANES <= s->length; t += SCORE_BLOCKS * LANES) {
@@ -504,7 +513,7 @@ static void attend_cross(const float *query, const Stream *s, size_t layer_head,
         for (int d = 0; d < WIDTH; d++) acc += query[d] * load_half(k + (size_t)d * LANES);
         store(scores + t, acc * 0.125f);
     }
-    if (kept) memcpy(kept, scores, sizeof(float) * s->frames);
+    if (kept) memcpy(kept, scores, sizeof(float) * s->length);
     for (t = 0; t < s->length; t += LANES) store(scores + t, load(scores + t) + load(s->bias + t));
     float scale = 1.0f / exponentials(scores, s->length);
     floats acc[2][WIDTH / LANES];
@@ -516,7 +525,7 @@ static void attend_cross(const float *query, const Stream *s, size_t layer_head,
     for (int v = 0; v < WIDTH / LANES; v++) store(out + v * LANES, (acc[0][v] + acc[1][v]) * scale);
 }
 
-static void decode_layer(const Model *m, int index, Stream *streams, const Row *rows, int num_rows, Decoding *d) {
+static void decode_layer(const Model *m, int index, const Cache *caches, const Row *rows, int num_rows, Decoding *d) {
     const Layer *layer = m->decoder + index;
     int state = m->state, heads = m->heads, ld = layer->qkv.outputs, begin, end;
     float *scores = d->scores + (size_t)omp_get_thread_num() * d->score_length;
@@ -525,18 +534,18 @@ static void decode_layer(const Model *m, int index, Stream *streams, const Row *
     share_of(num_rows * heads, &begin, &end);
     for (int i = begin; i < end; i++) {
         int r = i / heads, h = i % heads;
-        Stream *s = streams + rows[r].stream;
-        float *own = s->own + (size_t)(index * heads + h) * 2 * s->positions * WIDTH;
+        const Cache *c = caches + rows[r].cache;
+        float *own = c->own + (size_t)(index * heads + h) * 2 * c->positions * WIDTH;
         const float *source = d->wide + (size_t)r * ld + h * WIDTH;
         memcpy(own + (size_t)rows[r].position * WIDTH, source + state, sizeof(float) * WIDTH);
-        memcpy(own + (size_t)(s->positions + rows[r].position) * WIDTH, source + 2 * state, sizeof(float) * WIDTH);
+        memcpy(own + (size_t)(c->positions + rows[r].position) * WIDTH, source + 2 * state, sizeof(float) * WIDTH);
     }
 #pragma omp barrier
     for (int i = begin; i < end; i++) {
         int r = i / heads, h = i % heads;
-        Stream *s = streams + rows[r].stream;
-        const float *own = s->own + (size_t)(index * heads + h) * 2 * s->positions * WIDTH;
-        attend_own(d->wide + (size_t)r * ld + h * WIDTH, own, own + (size_t)s->positions * WIDTH, rows[r].position + 1,
+        const Cache *c = caches + rows[r].cache;
+        const float *own = c->own + (size_t)(index * heads + h) * 2 * c->positions * WIDTH;
+        attend_own(d->wide + (size_t)r * ld + h * WIDTH, own, own + (size_t)c->positions * WIDTH, rows[r].position + 1,
                    scores, d->attended + (size_t)r * state + h * WIDTH);
     }
 #pragma omp barrier
@@ -545,10 +554,10 @@ static void decode_layer(const Model *m, int index, Stream *streams, const Row *
     shared_layer(&layer->cross_query, d, d->normal, num_rows, state, d->wide, state, SET);
     for (int i = begin; i < end; i++) {
         int r = i / heads, h = i % heads, watched = m->watched[index * heads + h];
-        const Stream *s = streams + rows[r].stream;
-        float *kept = rows[r].scores && watched >= 0 ? rows[r].scores + (size_t)watched * s->frames : NULL;
-        attend_cross(d->wide + (size_t)r * state + h * WIDTH, s, (size_t)index * heads + h, scores, kept,
-                     d->attended + (size_t)r * state + h * WIDTH);
+        const Cache *c = caches + rows[r].cache;
+        size_t kept = (size_t)rows[r].position * m->num_watched + watched;
+        attend_cross(d->wide + (size_t)r * state + h * WIDTH, &c->window, (size_t)index * heads + h, scores,
+                     watched < 0 ? NULL : c->scores + kept * c->window.length, d->attended + (size_t)r * state + h * WIDTH);
     }
 #pragma omp barrier
     shared_layer(&layer->cross_out, d, d->attended, num_rows, state, d->x, state, ADD);
@@ -595,32 +604,27 @@ static Choice choose_of(const Partial *partial, int pieces, const float *logits,
 static void choose(const Model *m, Decoding *d, const Wanted *wanted, int num_wanted, float *logits, Choice *choices) {
     int ld = m->words.outputs, tiles = ld / TILE, begin, end, first, last;
     share_of(num_wanted, &begin, &end);
-    for (int i = begin; i < end; i++) quantise_row(&m->words, d->normal + (size_t)wanted[i].row * m->state, &d->q, i);
+    for (int i = begin; i < end; i++) {
+        const float *row = d->normal + (size_t)(wanted[i].row - d->first) * m->state;
+        quantise_row(&m->words, row, &d->q, i);
+    }
 #pragma omp barrier
     share_of(d->pieces, &first, &last);
-    multiply(&m->words, &d->q, num_wanted, first * PIECE, last * PIECE < tiles ? last * PIECE : tiles, logits, ld, SET);
+    multiply(&m->words, &d->q, num_wanted, first * PIECE, smaller_of(last * PIECE, tiles), logits, ld, SET);
     for (int i = 0; i < num_wanted; i++)
         for (int p = first; p < last; p++) {
-            int from = p * PIECE * TILE, to = from + PIECE * TILE;
-            d->partial[(size_t)i * d->pieces + p] =
-                measure(logits + (size_t)i * ld, wanted[i].mask, from, to < m->vocabulary ? to : m->vocabulary);
+            int from = p * PIECE * TILE, to = smaller_of(from + PIECE * TILE, m->vocabulary);
+            d->partial[(size_t)i * d->pieces + p] = measure(logits + (size_t)i * ld, wanted[i].mask, from, to);
         }
 #pragma omp barrier
     for (int i = begin; i < end; i++)
         choices[i] = choose_of(d->partial + (size_t)i * d->pieces, d->pieces, logits + (size_t)i * ld, wanted[i].mask);
 }
 
-/* Take rows through the decoder, and choose among the logits of the wanted ones.
- *
- * Rows of one stream are in order of position, without gaps from what its cache holds. longest: at least
- * the length of every stream's cache and the number of positions up to every row's, itself included.
- * logits: float32 (num_wanted, words.outputs); choices: (num_wanted,). */
-EXPORT void whisper_decode(const Model *m, Stream *streams, const Row *rows, int32_t num_rows, const Wanted *wanted,
-                           int32_t num_wanted, int32_t longest, float *logits, Choice *choices) {
-    Decoding d;
-    Workspace w = {.base = m->workspace};
+/* `whisper_decode` for at most MAX_ROWS rows and what is wanted of them. */
+static void decode_rows(const Model *m, Decoding *d, const Cache *caches, const Row *rows, int num_rows,
+                        const Wanted *wanted, int num_wanted, float *logits, Choice *choices) {
     int state = m->state;
-    take_decoding(m, &d, &w, num_rows, num_wanted, longest);
 #pragma omp parallel num_threads(m->threads)
     {
         int begin, end;
@@ -631,16 +635,36 @@ EXPORT void whisper_decode(const Model *m, Stream *streams, const Row *rows, int
             const half *token = m->embedding + (size_t)rows[r].token * state;
             const float *position = m->text_positions + (size_t)rows[r].position * state;
             for (int i = 0; i < state; i += LANES)
-                store(d.x + (size_t)r * state + i, load_half(token + i) + load(position + i));
+                store(d->x + (size_t)r * state + i, load_half(token + i) + load(position + i));
         }
-        for (int layer = 0; layer < m->decoder_layers; layer++) decode_layer(m, layer, streams, rows, num_rows, &d);
+        for (int layer = 0; layer < m->decoder_layers; layer++) decode_layer(m, layer, caches, rows, num_rows, d);
         count_time(m, DECODER, &since);
         if (num_wanted) {
             share_of(num_rows, &begin, &end);
-            shared_norm(m->decoder_norm, &d, num_rows, state);
+            shared_norm(m->decoder_norm, d, num_rows, state);
 #pragma omp barrier
-            choose(m, &d, wanted, num_wanted, logits, choices);
+            choose(m, d, wanted, num_wanted, logits, choices);
             count_time(m, PROJECTION, &since);
         }
+    }
+}
+
+/* Take rows through the decoder, and choose among the logits of the wanted ones.
+ *
+ * Rows of one cache are in order of position, without gaps from what it holds; those that are wanted in
+ * order, each once. longest: at least the length of every cache's window and the number of positions up to
+ * every row's, itself included. logits: float32 (num_wanted, words.outputs); choices: (num_wanted,). */
+EXPORT void whisper_decode(const Model *m, const Cache *caches, const Row *rows, int32_t num_rows, const Wanted *wanted,
+                           int32_t num_wanted, int32_t longest, float *logits, Choice *choices) {
+    Decoding d;
+    Workspace w = {.base = m->workspace};
+    take_decoding(m, &d, &w, num_rows, num_wanted, longest);
+    int done = 0;
+    for (d.first = 0; d.first < num_rows; d.first += MAX_ROWS) {
+        int count = smaller_of(num_rows - d.first, MAX_ROWS), end = done;
+        while (end < num_wanted && wanted[end].row < d.first + count) end++;
+        decode_rows(m, &d, caches, rows + d.first, count, wanted + done, end - done,
+                    logits + (size_t)done * m->words.outputs, choices + done);
+        done = end;
     }
 }
