@@ -28,22 +28,22 @@ class Task(StrEnum):
 
 
 class Rung(StrEnum):
-    """Which attempt gave a hypothesis: the safety ladder, from the first to the last."""
+    """Which attempt at a window gave a hypothesis, from the first to the last."""
 
     FIRST = "first"
     PADDED = "padded"
-    """Encoded padded to 30 s, without a prompt."""
+    """The window was padded with silence to 30 s, and there was no prompt."""
     SAMPLED = "sampled"
-    """At a temperature above 0."""
+    """Tokens were drawn at random, by their probabilities, at a temperature above 0."""
     NONE = "none"
-    """None was believable: the most probable that does not loop."""
+    """No attempt was believed: this is the most probable one that does not loop."""
 
 
 class Trip(StrEnum):
-    """Why a first attempt was not believed."""
+    """Why the first attempt at a window was not believed."""
 
     CAP = "cap"
-    """More tokens than that much audio can hold."""
+    """It has more tokens than that much speech can have."""
     LOOP = "loop"
     """It repeats itself, and compresses well."""
     IMPROBABLE = "improbable"
@@ -55,12 +55,13 @@ class DecodeRequest:
     """One window of one stream, to be decoded once.
 
     samples: float32 (n,), 16 kHz mono in [-1, 1), at most `MAX_WINDOW_SECONDS`.
-    deadline: event-loop time in seconds by which the answer is wanted; earlier goes first.
+    deadline: event-loop time in seconds by which the answer is wanted; earlier ones go first.
     language: Whisper's code, or None to detect it (multilingual weights only).
     prompt: text that the decoder is told came before, or None.
-    retry: whether a text that is not believed is worth further attempts.
-    forced: what the text does begin with; the hypothesis holds what comes behind it.
-    draft: what that may begin with, say the last hypothesis: changes the cost, not the words.
+    retry: whether to make further attempts when the first is not believed.
+    forced: words that the text is made to begin with; the hypothesis holds those behind them.
+    draft: words that may come behind those, say of the last hypothesis. They are tried in one pass,
+    so a good draft makes decoding cheaper; it never changes the words.
     """
 
     samples: NDArray[np.float32]
@@ -75,10 +76,11 @@ class DecodeRequest:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """How a word was heard: all over its letters, without punctuation.
+    """How a word was heard: taken over the tokens of its letters, without punctuation.
 
-    attended: where the decoder looked latest, in seconds from the start of the window. tail_mass:
-    the largest share of its attention behind the end of the audio. probability: the lowest.
+    attended: where in the audio the decoder looked latest, in seconds from the start of the window.
+    tail_mass: the largest share of a token's attention that was behind the end of the audio.
+    probability: the lowest of a token.
     """
 
     attended: float
@@ -92,11 +94,11 @@ class Hypothesis:
 
     language: of the text; a translation is English.
     words: in order, times in seconds from the start of the window.
-    evidence: of each of the words, from engines that can tell.
+    evidence: of each of the words; empty from engines that cannot tell.
     avg_logprob: mean log-probability of the tokens, end-of-text included.
     no_speech_prob: probability of Whisper's no-speech token.
     compression_ratio: text bytes over deflated bytes; above 2.4 Whisper calls it a loop.
-    rung: of the ladder, that gave it; trip: why the first attempt was not believed, or None.
+    rung: which attempt gave it. trip: why the first attempt was not believed; None if it was.
     """
 
     text: str

@@ -7,12 +7,14 @@ MAX_COMPRESSION_RATIO = 2.4
 """Above it Whisper takes a text for a loop (openai-whisper, transcribe.py)."""
 
 _ROUNDS = {1: 5, 2: 4}
+"""How often so many words have to be said in a row to make a loop; people do say "no, no, no"."""
 _ROUNDS_OF_MORE = 3
 _MAX_WORDS = 12
+"""Of one round."""
 
 
 def is_loop(words: Sequence[str], compression_ratio: float) -> bool:
-    """Whether a text shows both signs: it compresses well, and has a run of equal rounds.
+    """Whether a text shows both signs of a loop: it compresses well, and repeats itself in a row.
 
     Compression alone is not enough: speech that says its sentences twice reaches it, and sampling
     at a higher temperature would only replace the right words by wrong ones.
@@ -23,10 +25,10 @@ def is_loop(words: Sequence[str], compression_ratio: float) -> bool:
 
 
 def outside_loops(words: Sequence[str]) -> list[int]:
-    """Indices of the words that stay when every run of rounds is reduced to its first round.
+    """Indices of the words that stay when of every loop only the first round is kept.
 
-    A run is one word five times, two words four times, or three to twelve words three times in a
-    row, whatever their case and punctuation.
+    A loop is one word five times or more in a row, two words four times, or three to twelve words
+    three times, whatever their case and punctuation.
     """
     cores = [re.sub(r"\W", "", word).lower() for word in words]
     kept = list(range(len(words)))
@@ -37,6 +39,8 @@ def outside_loops(words: Sequence[str]) -> list[int]:
 
 
 def _without_runs(kept: list[int], cores: Sequence[str], length: int, rounds: int) -> list[int]:
+    """Those of the indices `kept` that stay when loops with rounds of `length` words are reduced.
+    cores: what is compared of every word."""
     result: list[int] = []
     place = 0
     while place < len(kept):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, ClassVar
 
 from whisper_byoc.errors import InvalidOption
@@ -45,7 +45,8 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """Replaces the previous partial of its utterance; an empty text takes it back."""
+    """What was heard and may still change. Replaces the previous partial of its utterance; an empty
+    text takes that back. start, end: seconds of the stream."""
 
     type: ClassVar[str] = "partial"
     seq: int
@@ -57,7 +58,8 @@ class Partial:
 
 @dataclass(frozen=True, slots=True)
 class Final:
-    """Words that never change; every final appends to the transcript."""
+    """Words that never change: the transcript is all finals, one behind the other. start, end:
+    seconds of the stream."""
 
     type: ClassVar[str] = "final"
     seq: int
@@ -71,7 +73,8 @@ class Final:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """The speech of this utterance is over, and all of it is final."""
+    """The speech of this utterance is over, and all of it is final. time: where its audio ends, in
+    seconds of the stream."""
 
     type: ClassVar[str] = "endpoint"
     seq: int
@@ -80,12 +83,20 @@ class Endpoint:
 
 
 class EndReason(StrEnum):
+    """Why a job has ended."""
+
     EOF = "eof"
+    """Its input has come to its end."""
     DISCONNECTED = "disconnected"
+    """Its input broke off: whoever sent it has gone."""
     STOPPED = "stopped"
+    """Somebody asked for it."""
     IDLE = "idle"
+    """No input came for too long."""
     SHUTDOWN = "shutdown"
+    """The service stops."""
     ERROR = "error"
+    """Its input could not be used, or could not be worked on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,12 +275,13 @@ class SseWriter(Writer):
 
 
 class JsonWriter(Writer):
-    """One document when the job has ended."""
+    """One document, with the text of all utterances, when the job has ended."""
+
+    _failure: Failure | None = None
 
     def __init__(self, *, words: bool = True) -> None:
         super().__init__(words=words)
         self._finals: list[Final] = []
-        self._failure: Failure | None = None
 
     def write(self, event: Event) -> str:
         match event:
@@ -282,16 +294,14 @@ class JsonWriter(Writer):
         return ""
 
     def _document(self, end: End) -> dict[str, Any]:
+        utterances = groupby(self._finals, key=attrgetter("utterance"))
         document: dict[str, Any] = {
             "text": self._text(self._finals),
             "language": self._finals[0].language if self._finals else None,
             "duration": round(end.audio_seconds, 3),
             "reason": end.reason,
             "segments": [
-                self._segment(number, list(finals))
-                for number, (_, finals) in enumerate(
-                    groupby(self._finals, key=lambda final: final.utterance)
-                )
+                self._segment(number, list(finals)) for number, (_, finals) in enumerate(utterances)
             ],
         }
         if self._failure is not None:
@@ -393,7 +403,7 @@ class VttWriter(_CueWriter):
 
 
 def clock(seconds: float, point: str) -> str:
-    """`hh:mm:ss` and milliseconds after `point`."""
+    """A time as `hh:mm:ss`, with its milliseconds behind `point`."""
     milliseconds = round(seconds * 1000)
     minutes, milliseconds = divmod(milliseconds, 60_000)
     return (
@@ -403,7 +413,7 @@ def clock(seconds: float, point: str) -> str:
 
 
 class PayloadWriter(Writer):
-    """The payloads as they are, one behind the other."""
+    """The bytes of all payloads, one behind the other."""
 
     def write(self, event: Event) -> bytes:
         return event.data if isinstance(event, Payload) else b""

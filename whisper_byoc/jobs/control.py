@@ -1,4 +1,4 @@
-"""What is asked of a running job: control messages, and the JSON objects that they are (pure)."""
+"""Control messages: the JSON objects by which a caller changes a job while it runs (pure)."""
 
 import json
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ _NAME = "control message"
 
 
 class Control(StrEnum):
-    """What a control message asks for."""
+    """What a control message asks for, as its `type` says it."""
 
     START = "start"
-    """A job with these options, before its audio."""
+    """Begin a job with these options; its audio follows."""
     OPTIONS = "options"
-    """Other values for some options, from now on."""
+    """Change some options, from now on."""
     FINALIZE = "finalize"
-    """All that was said so far becomes final now; the stream goes on."""
+    """Make all that was said so far final; the stream goes on."""
     KEEPALIVE = "keepalive"
     """Put off the idle limit."""
     CLOSE = "close"
@@ -29,10 +29,12 @@ class Control(StrEnum):
 def parse_object(
     body: bytes, example: str, name: str | None = None, *, repeatable: bool = True
 ) -> dict[str, Any]:
-    """The JSON object in `body`. repeatable: what could not be written as JSON again (NaN, half of
-    a surrogate pair) is none, since options come back in status documents.
+    """The JSON object in `body`.
 
-    Raises InvalidOption of `name` for anything else, and BadMessage where there is no name.
+    example: of such an object, for the error. name: what the error calls it. repeatable: refuse
+    what Python reads and could not write as JSON again (NaN, half of a surrogate pair), since
+    options come back in status documents.
+    Raises InvalidOption of `name` for anything else, or BadMessage where there is no name.
     """
     try:
         message = json.loads(body)
@@ -49,7 +51,7 @@ def parse_object(
 
 
 def parse_control(body: bytes) -> dict[str, Any]:
-    """Raises InvalidOption when it is not a JSON object."""
+    """The JSON object of a control message. Raises InvalidOption when the body is none."""
     return parse_object(body, '{"type": "finalize"}', _NAME)
 
 

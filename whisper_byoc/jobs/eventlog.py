@@ -13,20 +13,20 @@ from whisper_byoc.transcript import End, Endpoint, EndReason, Event, Final, Part
 class EventLog:
     """Written by its job alone; every reader follows at its own pace and holds nothing up.
 
-    Of partials only the newest is kept, so a slow reader misses some. Everything else is kept up to
-    `max_events`, and payloads up to `max_bytes`; then the oldest give way, and a reader that still
-    needed them is cut off.
+    Of partials only the newest is kept, so a slow reader misses some. Of the other events
+    `max_events` are kept, with payloads of `max_bytes` in all; then the oldest give way, and a
+    reader that had not come to them yet is cut off.
     """
 
     def __init__(self, max_events: int, max_bytes: float = math.inf) -> None:
         self._max_events = max_events
         self._max_bytes = max_bytes
         self.num_bytes = 0
-        """Of the payloads that are kept."""
+        """Bytes of the payloads that are kept."""
         self.dropped_seq = -1
-        """The newest event that has given way; -1 for none."""
+        """Seq of the newest event that has given way; -1 for none."""
         self.next_seq = 0
-        """Of the event that comes next."""
+        """The seq that the next event will have."""
         self._events: list[Event] = []
         self._partial: Partial | None = None
         self._num_dropped = 0
@@ -34,7 +34,7 @@ class EventLog:
 
     @property
     def end_reason(self) -> EndReason | None:
-        """Of the `End`, which is the last event; None before it."""
+        """Why the job has ended; None while it runs."""
         last = self._events[-1] if self._events else None
         return last.reason if isinstance(last, End) else None
 
@@ -43,6 +43,7 @@ class EventLog:
         return self.end_reason is not None
 
     def append(self, event: Event) -> None:
+        """Take the next event, and wake the readers."""
         if isinstance(event, Partial):
             self._partial = event
         else:
@@ -70,9 +71,10 @@ class EventLog:
     async def read(
         self, after: int = -1, idle_seconds: float | None = None
     ) -> AsyncIterator[Event | None]:
-        """Every event behind `after` until the job's end; None after each idle time.
+        """The events whose seq is above `after`, as far as they are kept, and those that follow, to
+        the job's end; None whenever nothing has come for `idle_seconds`.
 
-        Begins with what is still kept. Raises SlowReader when events were dropped meanwhile.
+        Raises SlowReader when events have given way that were still to be yielded.
         """
         seq = max(after, self.dropped_seq)
         num_dropped = self._num_dropped
@@ -86,7 +88,7 @@ class EventLog:
                 if isinstance(event, End):
                     return
             if self.ended and not self.after(seq):
-                return  # asked to begin behind the end
+                return  # it was asked to begin behind the end
             try:
                 async with asyncio.timeout(idle_seconds):
                     await changed.wait()

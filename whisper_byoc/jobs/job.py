@@ -1,5 +1,5 @@
-"""One job is one live stream: something in at one end, events out at the other. What becomes of it
-in between is its work, of which there are several kinds."""
+"""One job: bodies of bytes go in at one end, events come out at the other. What becomes of the
+bytes in between is its work (`jobs.work.Work`)."""
 
 import asyncio
 import logging
@@ -21,19 +21,25 @@ from whisper_byoc.transcript import EndReason, Event
 logger = logging.getLogger(__name__)
 
 _JOB_ID = re.compile(r"(?!\.+\Z)[A-Za-z0-9._~-]{1,128}\Z")
+_OF_ONE_SEGMENT = (errors.UnsupportedAudio, errors.ProcessorError, errors.BodyTooLarge)
+"""What may be wrong with one segment while those behind it can be used."""
 
 
 class JobState(StrEnum):
+    """As a job's document says it."""
+
     RECEIVING = "receiving"
     FLUSHING = "flushing"
+    """No more input is taken; what has come is still being worked on."""
     ENDED = "ended"
 
 
 class Job:
-    """One stream: its life, what it is fed and what it has to tell. What it does is its `Work`.
+    """The life of one job: who feeds it, when it ends, and the log of its events.
 
-    `run` works until the end; cancelling it ends the job without a flush. `receive_body` and
-    `receive_segments` feed it, one body at a time.
+    Owned by `Jobs`, which has `run` in a task of its own; cancelling that ends the job without a
+    flush. `receive_body` and `receive_segments` feed it, from the tasks of requests, one body at a
+    time.
     """
 
     def __init__(
@@ -44,17 +50,18 @@ class Job:
         metrics: Metrics,
         idle_seconds: float | None,
     ) -> None:
-        """begin: makes the work. idle_seconds: after which the job is stopped when nothing comes;
-        None when somebody else sees to that."""
+        """begin: makes the work of this job. idle_seconds: without input, after which the job is
+        stopped; None when whoever feeds the job sees to its end."""
         self.job_id = job_id
         self.log = EventLog(settings.max_events, settings.max_output_bytes)
         self.logger = JobLog(logger, {"job": job_id})
         self.problem: ServiceError | None = None
-        """What was wrong with the last body or segment that was left out."""
+        """What was wrong with the last segment that was left out."""
         self.num_problems = 0
+        """Segments that were left out."""
         self.num_bytes = 0
         self.failure: ServiceError | None = None
-        """Why it was ended, unless that was as it should."""
+        """What ended the job; None while it runs, and when it ended as it should."""
         self.ended_at: float | None = None
         """Event-loop time of the end, None while the job runs."""
         self._settings = settings
@@ -79,12 +86,13 @@ class Job:
 
     @property
     def seconds(self) -> float:
-        """For which it has run, or did run."""
+        """From the start of the job to its end, or until now while it runs."""
         return (self._loop.time() if self.ended_at is None else self.ended_at) - self._started
 
     @property
     def worth_keeping(self) -> bool:
-        """Whether anyone may want to read it again: not a job that never understood its input."""
+        """Whether anyone may want to read the events of this job when it has ended: not if it
+        failed before any of its input could be used."""
         return self.failure is None or self.work.has_understood
 
     @property
@@ -107,7 +115,7 @@ class Job:
         }
 
     def send(self, event: Event) -> None:
-        """For the work."""
+        """Put an event of the work into the log."""
         self._metrics.count_event(event)
         self.log.append(event)
 
@@ -122,7 +130,7 @@ class Job:
         self.logger.info("options changed: %s", options.model_dump_json(exclude_unset=True))
 
     def check_runs(self) -> None:
-        """Raises JobEnded."""
+        """Raises JobEnded when the job has ended."""
         if self.state is JobState.ENDED:
             raise errors.JobEnded(self.job_id)
 
@@ -142,12 +150,12 @@ class Job:
     async def receive_body(
         self, chunks: Chunks, audio_format: AudioFormat | None, *, final: bool
     ) -> int:
-        """Take one body; returns the number of its bytes when all of them have been taken in.
+        """Take one body to its end; returns the number of its bytes.
 
-        `final`: the end of this body is the end of the stream, also when the body breaks off with
-        ConnectionError. Raises what `check_receives` raises; BodyTooLarge, UnsupportedAudio and
-        DecodeError when the job has ended for it, and what was heard before is flushed if it can
-        be; and ProcessorError, which ends it only where the input was `final`.
+        final: the end of this body is the end of the stream, also when the body breaks off with
+        ConnectionError. Raises what `check_receives` raises. BodyTooLarge, UnsupportedAudio and
+        DecodeError end the job, after what was heard before is flushed, and are raised when it has
+        ended. ProcessorError is raised, too, and ends the job only if the body was `final`.
         """
         self.check_receives()
         limits = (self._settings.max_body_bytes, self.work.max_body_bytes)
@@ -170,12 +178,12 @@ class Job:
         audio_format: AudioFormat | None,
         finish: Callable[[], None] | None = None,
     ) -> None:
-        """Take segments until there are no more, or the job ends. What cannot be used is told as
-        `problem`, and the next segment is tried.
+        """Take segments until there are no more, or the job ends. One that cannot be used is left
+        out and counted, `problem` says why, and the next one is tried.
 
-        finish: ends the segments behind those that wait. `stop` calls it, and hears them first; the
-        end of the job does, and drops them.
-        Raises DecodeError, and why the job has failed.
+        finish: makes `segments` end behind those that already wait in it. `stop` calls it and takes
+        those that wait; the end of the job calls it, too, and drops them.
+        Raises DecodeError, or whatever else has ended the job.
         """
         self._finish_segments = finish
         bodies = self.work.bodies(segments, audio_format)
@@ -187,11 +195,7 @@ class Job:
                 body = Body(chunks, self.work.max_body_bytes, self._count)
                 try:
                     await self._receive(body, audio_format)
-                except (
-                    errors.UnsupportedAudio,
-                    errors.ProcessorError,
-                    errors.BodyTooLarge,
-                ) as error:
+                except _OF_ONE_SEGMENT as error:
                     if self.failure is not None:
                         raise
                     self.problem = error
@@ -218,10 +222,12 @@ class Job:
         await self._done.wait()
 
     async def until_ended(self) -> None:
+        """Return when everything is flushed, or the job has failed."""
         await self._done.wait()
 
     async def run(self) -> None:
-        """Work until the stream has ended and everything is flushed."""
+        """Work until the stream has ended and everything is flushed. Cancelling it ends the job at
+        once, with a `CutOff`."""
         self._metrics.jobs_started.inc()
         self.logger.info("started with %s", self.options.model_dump_json(exclude_none=True))
         try:
@@ -249,7 +255,8 @@ class Job:
         self.keep_alive()
 
     async def _receive(self, body: Body, audio_format: AudioFormat | None) -> None:
-        """Raises BodyTooLarge, what is wrong with the body, and why the job has failed."""
+        """Have the work take one body. Raises BodyTooLarge, what is wrong with the body, or what
+        has ended the job meanwhile."""
         self._body = body
         try:
             await self.work.receive(body, audio_format)
@@ -265,7 +272,7 @@ class Job:
         await self._end_input(EndReason.ERROR, error)
 
     async def _end_input(self, reason: EndReason, failure: ServiceError | None = None) -> None:
-        """No more will come. Does nothing the second time."""
+        """Tell the work that no more input comes. Does nothing the second time."""
         if not self._input_ended:
             self._input_ended = True
             try:
@@ -282,6 +289,7 @@ class Job:
         self.work.abandon(error)
 
     async def _watch_idle(self) -> None:
+        """Stop the job when no input has come for its idle limit."""
         if self._idle_seconds is None:
             return
         await self._activity.until_idle(self._idle_seconds)
@@ -290,7 +298,7 @@ class Job:
 
     def _finish(self) -> None:
         self.ended_at = self._loop.time()
-        # Nobody hears what is still to come.
+        # A request that is still feeding the job gets its answer; the rest of its input is dropped.
         if self._body is not None:
             self._body.stop()
         if self._finish_segments is not None:

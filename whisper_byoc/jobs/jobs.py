@@ -19,27 +19,27 @@ logger = logging.getLogger(__name__)
 
 
 class JobKind(Protocol):
-    """What the jobs of a service are: who makes them, and what they can be asked for."""
+    """What kind of work the jobs of a service have, and what they can be asked for."""
 
     @property
     def model_names(self) -> Sequence[str]:
         """What `X-Model-Id` may name, the default first."""
 
     def model_for(self, options: Options) -> str:
-        """Which of them such a job uses."""
+        """The one of `model_names` that a job with these options uses."""
 
     def options(self) -> Options:
-        """Of a job that asks for nothing."""
+        """The options of a job whose caller chooses none."""
 
     def check(self, options: Options) -> None:
         """Raises InvalidOption for what this service cannot do."""
 
     def make(self, options: Options, owner: Owner) -> Work:
-        """What such a job does."""
+        """The work of a new job. owner: the job, for its work."""
 
 
 class Jobs:
-    """All jobs, running and ended; owns their tasks. `serve` must be entered first.
+    """All jobs, running and ended; owns them and their tasks. `serve` must be entered first.
 
     Running jobs are bounded by `max_jobs`: one more is refused. Ended ones are forgotten after the
     retention time, the oldest first when there are more than `max_ended_jobs`.
@@ -83,7 +83,7 @@ class Jobs:
         return self._running.get(job_id) or self._ended.get(job_id)
 
     def get(self, job_id: str) -> Job:
-        """Raises InvalidJobId and UnknownJob."""
+        """The running or ended job of this id. Raises InvalidJobId and UnknownJob."""
         check_job_id(job_id)
         job = self.find(job_id)
         if job is None:
@@ -102,8 +102,8 @@ class Jobs:
     def open(
         self, job_id: str, options: Options, *, again: bool = False, attended: bool = False
     ) -> Job:
-        """The running job of this id, or a new one. again: one that has ended gives way. attended:
-        whoever opens it sees to its end, so it has no idle limit.
+        """The running job of this id, or a new one. again: an ended job of this id is replaced
+        rather than refused. attended: the job has no idle limit, since whoever opens it ends it.
 
         Raises InvalidJobId, JobEnded, and for a new one Draining, TooManyJobs and InvalidOption.
         """
@@ -141,7 +141,8 @@ class Jobs:
         job.change(options)
 
     async def delete(self, job_id: str) -> Job:
-        """Stop a running job after a flush, or forget an ended one. Raises UnknownJob."""
+        """Stop a running job after a flush, or forget an ended one. Raises InvalidJobId and
+        UnknownJob."""
         job = self.get(job_id)
         if job_id in self._running:
             await job.stop(EndReason.STOPPED)
@@ -163,8 +164,9 @@ class Jobs:
         self._ended.pop(job_id, None)
 
     async def drain(self, seconds: float, stopped_elsewhere: Collection[str] = ()) -> None:
-        """Refuse new jobs and flush the running ones, except those that another is stopping; what
-        is left after the time is cut off."""
+        """Refuse new jobs and flush the running ones; those that still run after so many seconds
+        are cut off. stopped_elsewhere: ids of jobs that are not flushed here, since the streams of
+        orchestrators flush theirs."""
         self.draining = True
         self._announce()
         stopping = [
@@ -202,6 +204,8 @@ class Jobs:
             self._forget()
 
     def _forget(self) -> None:
+        """Forget ended jobs, the oldest first, while their time is over or there is too much of
+        them."""
         oldest = asyncio.get_running_loop().time() - self._settings.jobs.retention_seconds
         while self._ended:
             job = next(iter(self._ended.values()))

@@ -23,12 +23,13 @@ _PYDANTIC_BEGINNING = re.compile("^(Input should be|Value error,|(Tuple|String) 
 
 
 class Options(BaseModel):
-    """What any kind of job can be asked for."""
+    """What a job can be asked for; what there is to ask depends on the kind of job."""
 
     model_config = ConfigDict(frozen=True)
 
     def changed(self, values: Mapping[str, Any]) -> Self:
-        """With other values for some. Raises InvalidOption, naming what was found and expected."""
+        """These options with other values for some, which are as a query or JSON has them. Raises
+        InvalidOption, naming what was found and expected."""
         try:
             return self.model_validate({**self.model_dump(exclude_unset=True), **values})
         except ValidationError as error:
@@ -44,17 +45,18 @@ class Options(BaseModel):
 
 
 class ProcessorOptions(Options):
-    """Whatever a hosted processor understands."""
+    """Any names and values: only the hosted processor knows what they mean."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
 class JobOptions(Options):
-    """Options of one transcription; what is None is as the service has it, except for the language.
+    """Options of one transcription.
 
     language: Whisper's code; None detects it. prompt: text that the decoder is told came before.
-    keyterms: names and terms that it is told to expect. words: whether final events bring every
-    word with its times and probability. The others are those of `StreamingSettings`.
+    keyterms: names and terms that the decoder is told to expect. words: whether final events bring
+    every word with its times and probability. The others take the place of those of the service's
+    `StreamingSettings` of the same name, unless they are None.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +74,7 @@ class JobOptions(Options):
     @field_validator("language", mode="before")
     @classmethod
     def _code(cls, value: object) -> object:
+        """`auto` in a query means what null means in JSON."""
         if isinstance(value, str):
             return None if value.lower() == "auto" else value.lower()
         return value
@@ -79,7 +82,7 @@ class JobOptions(Options):
     @field_validator("keyterms", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        """A list, or text with commas between."""
+        """A list as in JSON, or a text with commas between the terms as in a query."""
         if isinstance(value, str):
             value = value.split(",")
         if isinstance(value, list | tuple) and all(isinstance(term, str) for term in value):
@@ -95,7 +98,8 @@ class JobOptions(Options):
 
     @property
     def context(self) -> str | None:
-        """What the decoder is told. It keeps the end of what is too long, so terms come last."""
+        """The text that the decoder is told came before: prompt and terms, None without either.
+        Of one that is too long the decoder keeps the end, so terms come last."""
         terms = ", ".join(self.keyterms)
         return " ".join(part for part in (self.prompt, terms and f"{terms}.") if part) or None
 

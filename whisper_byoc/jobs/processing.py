@@ -76,7 +76,8 @@ class Host:
             await self._call("shutdown", self._processor.shutdown)
 
     async def process(self, data: bytes) -> bytes:
-        """Empty input is a keepalive, and comes back. Raises ProcessorError."""
+        """The processor's output for one input. An empty input is a keepalive: its output is empty,
+        and the processor does not see it. Raises ProcessorError."""
         if not data:
             return b""
         async with self._turn:
@@ -86,6 +87,7 @@ class Host:
         return bytes(result)
 
     async def update_params(self, params: dict[str, Any]) -> None:
+        """Tell the processor, if it can be told. Raises ProcessorError."""
         update = getattr(self._processor, "update_params", None)
         if update is not None:
             async with self._turn:
@@ -100,7 +102,7 @@ class Host:
 
 
 class Processings:
-    """The kind of job that hands inputs to a processor."""
+    """The kind of job whose work is a `Processing`, all by the same processor."""
 
     def __init__(self, host: Host, max_bytes: int) -> None:
         """max_bytes: of one input."""
@@ -118,7 +120,7 @@ class Processings:
         return ProcessorOptions()
 
     def check(self, options: Options) -> None:
-        """Whatever a caller asks for is the processor's to refuse."""
+        """Takes any options: it is the processor that may refuse some."""
 
     def make(self, options: Options, owner: Owner) -> "Processing":
         return Processing(options, owner, self._host, self._max_bytes)
@@ -163,7 +165,7 @@ class Processing:
         self._updates.append(dict(options.model_extra or {}))
 
     async def finalize(self) -> None:
-        """Nothing waits here."""
+        """Returns at once: what a processor gives for an input is final."""
 
     def bodies(
         self, segments: AsyncIterator[Chunks], audio_format: AudioFormat | None
@@ -172,7 +174,8 @@ class Processing:
 
     def leave_out(self, error: ServiceError) -> None:
         self._owner.logger.warning("input left out: %s", error)
-        self._send_payload(b"")  # so that numbers go on together
+        # An empty output in its place: input n has output n, whatever became of those before.
+        self._send_payload(b"")
 
     async def receive(self, body: Body, audio_format: AudioFormat | None) -> None:
         data = bytearray()
@@ -180,8 +183,8 @@ class Processing:
         async def take(chunk: bytes) -> None:
             data.extend(chunk)
 
-        if not await body.pump(take):  # a part of an input is none
-            return
+        if not await body.pump(take):
+            return  # only a part has come, which the processor could not use
         while self._updates:
             await self._host.update_params(self._updates.popleft())
         began = time.monotonic()

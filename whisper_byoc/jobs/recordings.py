@@ -1,4 +1,4 @@
-"""Whole recordings: any number, of any length, decoded many windows at a time."""
+"""Transcribes whole recordings: any number, of any length, decoded many windows at a time."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -57,7 +57,7 @@ def transcribe_recordings(
     options: RecordingOptions,
     max_batch: int,
 ) -> Iterator[tuple[int, Passage]]:
-    """The number of a recording and its next passage, those of each recording in order.
+    """Pairs of a recording's index and its next passage; those of each recording come in order.
 
     recordings: blocks of float32 (n,), 16 kHz mono, read as they are needed. Holds the audio of one
     batch of windows. Synchronous, for the thread that owns the models. Raises DecodeError.

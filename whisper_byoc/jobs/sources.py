@@ -1,4 +1,5 @@
-"""Jobs that are fed segment by segment: a trickle channel in front of each."""
+"""Jobs that are fed at the live door by numbered segments, in requests of their own: a trickle
+channel in front of each job puts them in order."""
 
 import asyncio
 import logging
@@ -14,14 +15,14 @@ from whisper_byoc.trickle.local import LocalChannel, LocalReader
 logger = logging.getLogger(__name__)
 
 _OVERTAKE_SECONDS = 1.0
-"""For which a segment that was overtaken on another connection is waited for."""
+"""How long a segment is waited for when a later one has come first, on another connection."""
 
 
 class Sources:
-    """Owns the source channels of `/live/{job}/source/{seq}` and the tasks that read them.
+    """Owns the channels behind `/live/{job}/source/{seq}` and the tasks that read them.
 
-    A channel lives as long as its job takes input. A writer waits while five segments before its
-    own have not been read, so nothing is lost here.
+    A channel lives as long as its job takes input. Whoever sends a segment waits while five before
+    it have not been read, so no segment is lost here.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,7 @@ class Sources:
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
-        """Feed jobs while inside."""
+        """Read channels into their jobs while inside; leaving cancels that."""
         async with asyncio.TaskGroup() as group:
             self._group = group
             try:
@@ -42,11 +43,13 @@ class Sources:
                     task.cancel()
 
     def find(self, job_id: str) -> LocalChannel | None:
+        """The source channel of a job that takes input from one."""
         return self._channels.get(job_id)
 
     def channel(self, job: Job, audio_format: AudioFormat | None = None) -> LocalChannel:
-        """The source channel of a running job, made when it has none. audio_format: of raw audio in
-        it; None lets its first bytes say. Raises JobEnded, SourceBusy and Draining."""
+        """The source channel of a running job, made when it has none. audio_format: of the segments
+        when they are raw audio; None finds the format by their first bytes. Raises JobEnded,
+        SourceBusy and Draining."""
         channel = self._channels.get(job.job_id)
         if channel is not None:
             return channel
@@ -66,7 +69,7 @@ class Sources:
         try:
             await job.receive_segments(reader, audio_format, channel.finish)
             await job.stop(EndReason.EOF)
-        except ServiceError as error:  # the job tells its readers
+        except ServiceError as error:  # readers of the job get it as an event
             logger.info("job %s: %s", job.job_id, error)
         finally:
             channel.close()

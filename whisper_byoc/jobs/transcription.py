@@ -1,4 +1,5 @@
-"""The work that turns audio into a transcript."""
+"""The work that turns audio into words: it carries samples and windows between the parts that
+decide, the transcriber of its stream, and those that compute, which all streams share."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -41,7 +42,7 @@ class Inference:
 
 
 class Transcriptions:
-    """The kind of job that this service is for."""
+    """The kind of job whose work is a `Transcription`; what a service without a processor has."""
 
     def __init__(self, inference: Inference, settings: StreamingSettings) -> None:
         self._inference = inference
@@ -75,8 +76,12 @@ def _own(options: Options) -> JobOptions:
 
 
 class Transcription:
-    """Audio waits in the transcriber: one window of 30 s and four closed utterances at most; when
-    that is full the body is not read further, so the sender waits."""
+    """The work of one job. `run` decodes windows in the job's task; `receive` takes audio in the
+    task of the request that brings it.
+
+    Audio waits in the transcriber: one window of 30 s and four closed utterances at most. While
+    that is full the body is not read further, so the sender waits.
+    """
 
     relays_input = True
     max_body_bytes = None
@@ -93,9 +98,10 @@ class Transcription:
         self._raw = RawStream()
         self._frames = FrameBlocks(MAX_BLOCK_SAMPLES // FRAME_SAMPLES)
         self._heard = asyncio.Event()
-        """There is more for `run` to do."""
+        """Set when there may be a window or an event, which `run` waits for."""
         self._decoded = asyncio.Event()
-        """There may be room, or what is waited for is final."""
+        """Set when there may be room for audio, or words have become final, which `_take` and
+        `finalize` wait for."""
         self._num_samples = self._num_words = 0
         self._decode_seconds = self._final_lag_seconds = 0.0
         self._loop = asyncio.get_running_loop()
@@ -103,7 +109,7 @@ class Transcription:
 
     @property
     def audio_seconds(self) -> float:
-        """What waits to be heard included."""
+        """Seconds of audio received, with what waits for room in the transcriber."""
         return self._num_samples / SAMPLE_RATE
 
     @property
@@ -129,13 +135,14 @@ class Transcription:
         return CONTENT_TYPES[output], WRITERS[output](words=self.options.words)
 
     def change(self, options: Options) -> None:
-        """From the next decode."""
+        """Go on by other options, from the next decode."""
         self.options = _own(options)
         self._transcriber.receive_settings(self.options.streaming(self._settings))
         self._heard.set()
 
     async def finalize(self) -> None:
-        """What fills no frame of 32 ms waits for the rest of it."""
+        """Return when all that has come is final, but for the samples of the last frame (32 ms)
+        when it is not whole: they wait for the rest of it."""
         received = self._num_samples
         while (
             not self._transcriber.ended
@@ -150,8 +157,9 @@ class Transcription:
     def bodies(
         self, segments: AsyncIterator[Chunks], audio_format: AudioFormat | None
     ) -> AsyncIterator[Chunks]:
-        """Segments that go on in one another are one body, one decoder and one clock: transport
-        streams, raw audio, a recording in pieces. One that begins another file begins anew."""
+        """Segments that are pieces of one thing (a transport stream, raw audio, a file) are one
+        body, so that one decoder reads them with one clock. A segment that begins another file
+        begins another body."""
         return SegmentJoiner(segments, audio_format)
 
     def leave_out(self, error: ServiceError) -> None:
@@ -162,7 +170,8 @@ class Transcription:
 
             async def pump() -> None:
                 await body.pump(source.send)
-                await source.send_eof()  # what has come of it is decoded in any case
+                # Also after a part of the body: what has come of it is decoded in any case.
+                await source.send_eof()
 
             async with bare_errors(), asyncio.TaskGroup() as group:
                 group.create_task(pump())
@@ -219,7 +228,9 @@ class Transcription:
     async def _decode(self, window: Window) -> None:
         began = self._loop.time()
         wanted = began
-        if window.purpose is Purpose.PARTIAL:  # finals go first
+        if window.purpose is Purpose.PARTIAL:
+            # Later than every final that is asked for meanwhile, of whichever stream: those go
+            # first. A partial that comes after the next one is due is of no use.
             wanted += self._settings.partial_interval
         request = DecodeRequest(
             window.samples,

@@ -14,23 +14,25 @@ Chunks = AsyncIterator[bytes]
 
 
 class JobLog(logging.LoggerAdapter[logging.Logger]):
+    """A logger that begins every line with the id of a job, `extra["job"]`."""
+
     def process(self, msg: object, kwargs: Any) -> tuple[str, Any]:
         return f"job {self.extra['job'] if self.extra else '?'}: {msg}", kwargs
 
 
 class Activity:
-    """When something has last come, and until nothing has come for some time."""
+    """Remembers when input has last come, to tell when there was none for some time."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._last = self._loop.time()
 
     def note(self) -> None:
-        """Something has come."""
+        """Input has come."""
         self._last = self._loop.time()
 
     async def until_idle(self, seconds: float) -> None:
-        """Return when nothing has come for so long."""
+        """Return when no input has come for so many seconds."""
         while True:
             idle = self._loop.time() - self._last
             if idle >= seconds:
@@ -44,14 +46,17 @@ class Owner(Protocol):
     logger: JobLog
 
     def send(self, event: Event) -> None:
-        """To all who read the job. The works number their events, and `End` is the last."""
+        """Put an event into the job's log. The work numbers its events by `seq`, from 0 without
+        gaps, and its last is `End`."""
 
     def keep_alive(self) -> None:
         """Put off the idle limit."""
 
 
 class Body:
-    """One body on its way into a job. It may end before its end, and knows why."""
+    """The chunks of one body on their way into a job. They may stop coming before the body's end:
+    because the sender has gone, because the job is stopped, or because there are too many bytes.
+    """
 
     def __init__(
         self, chunks: Chunks, max_bytes: int | None, received: Callable[[int], None]
@@ -87,13 +92,13 @@ class Body:
         return self.too_large is None
 
     def stop(self) -> None:
-        """Take no more of it: not the chunk either that is being taken."""
+        """Make `pump` return False at once, even while it waits for a chunk to be taken."""
         self._stopped = True
         if self._pumping is not None:
             self._pumping.reschedule(asyncio.get_running_loop().time())
 
     async def _counted(self) -> Chunks:
-        """Ends where ConnectionError breaks the body off, and where it grows too large."""
+        """The chunks, up to where ConnectionError breaks the body off, or it grows too large."""
         try:
             async for chunk in self._chunks:
                 self.num_bytes += len(chunk)
@@ -108,24 +113,25 @@ class Body:
 
 
 class Work(Protocol):
-    """What a job does: it knows its input and what it says of it, and tells its `Owner`.
+    """What a job does with the bytes it gets: it reads them and sends events to its `Owner`.
 
-    Driven by its job: `run` in a task of its own, the rest from the tasks that feed the job.
+    Driven by its job: `run` in the job's own task, the rest from the tasks that feed the job.
     """
 
     @property
     def options(self) -> Options: ...
 
     relays_input: bool
-    """Whether its input may pass by it unchanged to whoever wants media out."""
+    """Whether an orchestrator that wants media back gets the input unchanged, since the work makes
+    none."""
 
     @property
     def max_body_bytes(self) -> int | None:
-        """Beyond which it takes no body or segment; None for any."""
+        """The most bytes that a body may have; None for any number."""
 
     @property
     def has_understood(self) -> bool:
-        """Whether any of its input was what it should be."""
+        """Whether any of the input could be used so far."""
 
     @property
     def audio_seconds(self) -> float:
@@ -136,10 +142,10 @@ class Work(Protocol):
         """Seconds of speech received and not yet final."""
 
     def counters(self) -> dict[str, Any]:
-        """What it counts, for the job's document."""
+        """What the work has counted so far, by the names of the job's document."""
 
     def writer(self, output: Format) -> tuple[str, Writer]:
-        """A content type, and what writes its events so."""
+        """The content type of an output, and what writes the events into it."""
 
     def change(self, options: Options) -> None:
         """Go on with other options."""
@@ -147,24 +153,25 @@ class Work(Protocol):
     def bodies(
         self, segments: AsyncIterator[Chunks], audio_format: AudioFormat | None
     ) -> AsyncIterator[Chunks]:
-        """What of the segments is to be received together."""
+        """The bodies that segments make: each is handed to `receive` and may join several."""
 
     async def receive(self, body: Body, audio_format: AudioFormat | None) -> None:
-        """Take one body, one at a time; once the work has ended it is dropped. Raises
-        UnsupportedAudio, ProcessorError and DecodeError."""
+        """Take one body to its end; one at a time. What comes after the work has ended is dropped.
+        Raises UnsupportedAudio, ProcessorError and DecodeError."""
 
     def leave_out(self, error: ServiceError) -> None:
-        """A body could not be used, and the next is tried."""
+        """Go on without a body that could not be used."""
 
     async def receive_end(self, reason: EndReason, failure: ServiceError | None) -> None:
-        """No more will come; what has come is flushed, then `failure` is told. Raises DecodeError
-        when that cannot be."""
+        """Flush what has come, since no more will, then send `failure`, if there is one, and `End`
+        with this reason. Returns before that is done; `run` does it. Raises DecodeError when what
+        has come cannot be read to its end."""
 
     async def finalize(self) -> None:
         """Return when all that has come is final; the stream goes on."""
 
     def abandon(self, error: ServiceError) -> None:
-        """Tell the error and end at once, without a flush. Nothing when it has ended."""
+        """Send the error and `End` at once, without a flush. Does nothing after the end."""
 
     async def run(self) -> None:
         """Return when `End` is sent. Raises DecodeError when it cannot go on."""

@@ -16,15 +16,16 @@ from whisper_byoc.transcript import Word
 MAX_TAIL_MASS = 0.5
 """Share of a token's attention behind the end of the audio beyond which it was not heard yet."""
 MAX_JUMP_BACK = 3.0
-"""Seconds by which attention may fall back from one word to the next."""
+"""Seconds by which attention may fall back from one word to the next before it counts as lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """How much evidence is asked for; distances from the end of the audio, in seconds.
+    """How far from the end of the audio, in seconds, the decoder must have looked for a word.
 
-    near: for a word on which two hypotheses agree, when it and its neighbours have `probability`;
-    far: for one on which they agree; late: for any, since waiting for longer changes few.
+    near: for a word on which two hypotheses agree, when it and its neighbours have at least
+    `probability`. far: for a word on which two agree. late: for any, since waiting for longer
+    changes few.
     """
 
     near: float
@@ -39,9 +40,10 @@ LOW_LATENCY = Bar(near=0.2, probability=0.5, far=0.6, late=1.2)
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """Those words of one hypothesis that are not yet final, each with its evidence.
+    """The words of one hypothesis that are not yet final.
 
-    audio_end: seconds from the start of the window to the end of its audio.
+    evidence: of each word; empty from engines that give none. audio_end: seconds from the start of
+    the window to the end of its audio.
     """
 
     words: tuple[Word, ...]
@@ -50,12 +52,13 @@ class Heard:
 
 
 def core(word: str) -> str:
-    """What is compared of a word: its letters and digits in lower case, or itself without any."""
+    """What is compared of a word: its letters and digits in lower case, or all of it if it has
+    none."""
     return re.sub(r"[^\w]", "", word.lower()) or word
 
 
 def agreement(words: Sequence[Word], *others: Sequence[Word]) -> int:
-    """How many words, from the first, all have in common."""
+    """How many words, from the first on, several hypotheses have in common."""
     columns = zip(words, *others, strict=False)
     return sum(
         1 for _ in takewhile(lambda column: len({core(w.text) for w in column}) == 1, columns)
@@ -63,8 +66,8 @@ def agreement(words: Sequence[Word], *others: Sequence[Word]) -> int:
 
 
 def num_safe(heard: Heard, distance: float) -> int:
-    """How many words, from the first, were looked for at least `distance` seconds before the end
-    of the audio, without a jump back, and not behind its end."""
+    """How many words, from the first on, the decoder looked for at least `distance` seconds before
+    the end of the audio, not behind its end, and without a jump back."""
     latest = 0.0
     for number, seen in enumerate(heard.evidence):
         behind = seen.attended > heard.audio_end - distance
@@ -77,9 +80,9 @@ def num_safe(heard: Heard, distance: float) -> int:
 def num_final(bar: Bar, heard: Heard, earlier: Sequence[Sequence[Word]]) -> int:
     """How many words of a hypothesis may become final.
 
-    earlier: the words of the hypotheses before it in the same utterance, the last one first,
-    without those that have become final since. The last word waits: it may be half of a word.
-    An engine that gives no evidence asks for three hypotheses that agree.
+    earlier: the words of the hypotheses before it in the same utterance, the newest first, without
+    those that have become final since. The last word is never among them: it may be half of a word.
+    Without evidence, words become final on which three hypotheses agree.
     """
     if heard.evidence:
         agreed = agreement(heard.words, earlier[0]) if earlier else 0

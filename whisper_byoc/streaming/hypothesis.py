@@ -41,9 +41,10 @@ _LIVE_EDGE_SECONDS = 1.0
 
 
 def believed(hypothesis: Hypothesis) -> Hypothesis:
-    """The hypothesis without what the decoder made up: all of its text when Whisper itself calls it
-    no speech, or a single word that is improbable when it nearly does; of a loop that no retry
-    broke, every round but the first.
+    """The hypothesis without what the decoder made up.
+
+    That is all of it when it is probably no speech (`no_speech_prob`) and the text, or the only
+    word, is improbable; and of a loop that no further attempt broke, every round but the first.
     """
     silent = hypothesis.no_speech_prob > MAX_NO_SPEECH_PROBABILITY
     lone = len(hypothesis.words) == 1 and hypothesis.words[0].probability < MIN_LONE_PROBABILITY
@@ -67,8 +68,9 @@ def place_words(
 ) -> tuple[Word, ...]:
     """Words of a window in stream time: shifted by `offset`, in order, within the two limits.
 
-    voiced: first samples in the stream of the frames that hold speech, in order: attention gives
-    the silence before and behind a word to it, so that a first word begins with the window.
+    offset, not_before, not_after: in seconds of the stream. voiced: first samples in the stream of
+    the frames that hold speech, in order. They are needed since attention gives the silence around
+    a word to the word: the first word of a window would begin with its pre-roll.
     """
     placed: list[Word] = []
     earliest = not_before
@@ -82,7 +84,8 @@ def place_words(
 
 
 def _within_speech(start: float, end: float, voiced: Sequence[int]) -> tuple[float, float]:
-    """Without the silence on both sides, but for a margin; as it is where nothing is voiced."""
+    """The times of a word, in seconds, without the silence on both sides of its speech, but for a
+    margin; unchanged when no frame between them holds speech."""
     first = bisect_left(voiced, start * SAMPLE_RATE)
     last = bisect_left(voiced, end * SAMPLE_RATE) - 1
     if first > last:

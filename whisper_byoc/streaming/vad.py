@@ -9,11 +9,11 @@ from whisper_byoc.settings import StreamingSettings
 
 @dataclass(frozen=True, slots=True)
 class VoiceRules:
-    """What is speech. Measured, and no setting (docs/streaming.md).
+    """What is speech. Measured, and no settings (docs/streaming.md).
 
-    speech_threshold: voice probability from which a frame is speech. silence_threshold: below which
-    silence starts to count. pre_roll: s of audio kept before speech begins. min_speech_frames: of
-    32 ms, below which an utterance is noise.
+    speech_threshold: voice probability from which on a frame is speech. silence_threshold: voice
+    probability under which a frame is silence. pre_roll: seconds of audio before the first frame of
+    speech that belong to it. min_speech_frames: an utterance with fewer frames of speech is noise.
     """
 
     speech_threshold: float = 0.5
@@ -31,22 +31,23 @@ MEASURED = VoiceRules()
 
 @dataclass(frozen=True, slots=True)
 class SpeechStart:
-    """Speech began; its audio is taken from sample `start` of the stream, pre-roll included."""
+    """Speech began. start: sample of the stream at which its audio begins, pre-roll included."""
 
     start: int
 
 
 @dataclass(frozen=True, slots=True)
 class SpeechEnd:
-    """Speech is over; its audio ends at sample `end` of the stream, the silence included."""
+    """Speech is over. end: sample of the stream at which its audio ends, silence included."""
 
     end: int
 
 
 class SpeechDetector:
-    """Hysteresis over voice probabilities; one per stream, driven by its transcriber.
+    """Two thresholds, so that a voice that wavers between them changes nothing; one detector for
+    each stream, driven by whoever cuts that stream into windows.
 
-    A frame at or above the speech threshold starts speech and clears the silence timer; one below
+    A frame at or above the speech threshold begins speech and clears the silence timer; one under
     the silence threshold starts the timer; speech ends when the timer reaches the endpoint silence.
     """
 
@@ -63,7 +64,7 @@ class SpeechDetector:
         self._endpoint_samples = round(settings.endpoint_silence * SAMPLE_RATE)
 
     def receive_probability(self, value: float) -> SpeechStart | SpeechEnd | None:
-        """Take the next frame's probability; returns what has changed with it."""
+        """Take the next frame's voice probability; returns what has changed with it, if it has."""
         frame_start = self._position
         self._position += FRAME_SAMPLES
         if value >= self._rules.speech_threshold:
