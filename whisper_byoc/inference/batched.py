@@ -34,9 +34,10 @@ FRAMES_PER_SECOND = 50
 BUCKET_FRAMES = FRAMES_PER_SECOND
 """Windows are rounded up to 1 s: real silence behind the speech helps (docs/engine.md)."""
 FLOOR_STEP = 0.5
-"""Clips whose digital silence is this near in the log-mel share a tail."""
+"""Windows share a tail when their digital silence has the same log-mel, rounded to this."""
 _USUAL_FLOORS = (-1.5, -1.0, -0.5)
-"""Of everything from silence to speech at full volume."""
+"""Levels of digital silence beside anything from silence to speech at full volume: their tails are
+encoded before the first window comes."""
 _MULTILINGUAL_VOCABULARY = 51865
 MAX_BATCH = 16
 MAX_BATCH_CUDA = 64
@@ -76,8 +77,8 @@ class _Attempt:
 class BatchedModel:
     """One set of weights in our own forward passes. Used by the engine's thread alone.
 
-    full_padding: encode 30 s whatever the window's length, as openai-whisper does. threads: that
-    compute on a CPU, 0 as many as there are cores.
+    full_padding: encode 30 s whatever the window's length, as openai-whisper does. threads: how
+    many compute on a CPU; 0 means as many as there are cores.
     """
 
     def __init__(
@@ -226,7 +227,8 @@ class BatchedModel:
         self._seconds[part] += time.perf_counter() - began
 
     def _prompt(self, tokenizer: Tokenizer, prompt: str | None, taken: int) -> tuple[int, ...]:
-        """The end of a prompt; it shares Whisper's half of the positions with `taken` others."""
+        """As much of a prompt's end as fits: half of the decoder's positions are for the text, and
+        the prompt shares the other half with `taken` forced tokens."""
         kept = self._network.dims.n_text_ctx // 2 - 1 - taken
         if not prompt or kept <= 0:
             return ()
@@ -261,7 +263,7 @@ def _written(tokenizer: Tokenizer, task: Task) -> str:
 
 
 def _tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Of text as it stands in a transcript; the names of special tokens are text as any other."""
+    """Tokens of text from a transcript; "<|endoftext|>" and the like in it are plain text."""
     return tuple(tokenizer.encode(" " + text.strip(), disallowed_special=())) if text else ()
 
 

@@ -14,7 +14,7 @@ from whisper.tokenizer import Tokenizer
 from whisper_byoc.inference.network import Ask, Cache, Choice, Encoded, Feed, Network
 
 SPARE_TOKENS = 16
-"""More than what can be said in the seconds of a window: a short one may hold fast words only."""
+"""Added to what can be said in a window's seconds: a short one may hold nothing but fast words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,8 @@ class EncodedWindow:
 
 @dataclass(slots=True)
 class Decoded:
-    """Tokens of one window without prefix and end; attention is (heads, rows, keys), where the rows
-    are of the queries that produced the window's forced tokens, its tokens, and the end.
-    """
+    """The text of one window: tokens without prefix and end. attention: float32 (heads, rows,
+    keys), a row for each query that produced a forced token, a token of the text, or the end."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)

@@ -5,7 +5,7 @@ import re
 import wave
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from importlib.resources import as_file, files
+from importlib.resources import files
 
 import numpy as np
 import torch
@@ -27,21 +27,17 @@ WARM_UP_CLIP = "warm-up.wav"
 
 
 class Engine:
-    """Owns the models and the one thread that uses them; `open_engine` makes it.
+    """Owns the models, by name, and the one thread that uses them; `open_engine` makes it. The
+    first model is the default.
 
     A job awaits `decode` with at most one window at a time; earliest deadline goes first.
     """
 
     def __init__(self, models: Sequence[Model]) -> None:
-        self._models = {model.name: model for model in models}
+        self.models: Mapping[str, Model] = {model.name: model for model in models}
         self._thread = BatchThread(
             "engine", self._compute, max(model.max_batch for model in models)
         )
-
-    @property
-    def models(self) -> Mapping[str, Model]:
-        """By name; the first is the default."""
-        return self._models
 
     @property
     def num_waiting(self) -> int:
@@ -52,13 +48,13 @@ class Engine:
 
         Raises InvalidOption when no loaded model knows the language.
         """
-        models = list(self._models.values())
+        models = list(self.models.values())
         if language is None:
             return next((model for model in models if len(model.languages) > 1), models[0])
         for model in models:
             if language in model.languages:
                 return model
-        known = sorted(set().union(*(model.languages for model in self._models.values())))
+        known = sorted(set().union(*(model.languages for model in models)))
         raise InvalidOption("language", language, "auto or one of " + ", ".join(known))
 
     async def decode(self, request: DecodeRequest) -> Hypothesis:
@@ -69,7 +65,7 @@ class Engine:
     async def warm_up(self) -> None:
         """Transcribe a known clip with every model. Raises ConfigurationError on other words."""
         samples = read_warm_up_clip()
-        for model in self._models.values():
+        for model in self.models.values():
             request = DecodeRequest(samples, deadline=0.0, language="en")
             hypothesis = await self._thread.submit((model, request), key=model.name)
             heard = " ".join(re.findall(r"[a-z]+", hypothesis.text.lower()))
@@ -93,12 +89,9 @@ class Engine:
 
 def read_warm_up_clip() -> NDArray[np.float32]:
     """float32 (n,), 16 kHz mono."""
-    with (
-        as_file(files("whisper_byoc").joinpath("data", WARM_UP_CLIP)) as path,
-        wave.open(str(path)) as clip,
-    ):
-        audio = clip.readframes(clip.getnframes())
-    return PcmDecoder().receive_bytes(audio)
+    resource = files("whisper_byoc").joinpath("data", WARM_UP_CLIP)
+    with resource.open("rb") as file, wave.open(file) as clip:
+        return PcmDecoder().receive_bytes(clip.readframes(clip.getnframes()))
 
 
 @asynccontextmanager

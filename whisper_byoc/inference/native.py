@@ -167,7 +167,7 @@ class NativeCache:
 
 
 class NativeNetwork:
-    """See `network.Network`. threads: that compute each pass, the calling one among them."""
+    """See `network.Network`. threads: how many compute each pass, the calling one among them."""
 
     def __init__(self, checkpoint: Checkpoint, library: Library, threads: int) -> None:
         self.dims = checkpoint.dims
@@ -267,9 +267,9 @@ class NativeNetwork:
         bias[used:] = -np.inf
         return NativeEncoded(keys, values, bias, num_frames, used)
 
-    def _append(self, source: NativeEncoded, places: range, to: NativeEncoded, at: int) -> None:
-        """Copy the keys and values at some places of one window to another's, from `at` on."""
-        part = (places.start, places.step, len(places))
+    def _append(self, source: NativeEncoded, positions: range, to: NativeEncoded, at: int) -> None:
+        """Copy keys and values from some positions of one window to another's, from `at` on."""
+        part = (positions.start, positions.step, len(positions))
         records = [_Encoded(*encoded.record) for encoded in (source, to)]
         self._library.append(self._model, records[0], *part, records[1], at)
 

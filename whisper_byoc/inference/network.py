@@ -179,7 +179,7 @@ class Network(Protocol):
         ...
 
     def close(self, cache: Any) -> None:
-        """Give back what `open` took; once more does nothing."""
+        """Give back what `open` took. Closing a closed cache does nothing."""
         ...
 
     def forward(self, feeds: Sequence[Feed]) -> tuple[list[list[Choice]], Tensor]:

@@ -37,7 +37,7 @@ class Scheduler(Generic[Request]):
         return number
 
     def receive_cancel(self, number: int) -> None:
-        """Forget a waiting request; one that is no longer waiting is none of ours."""
+        """Forget a waiting request; the number of one that is no longer waiting does nothing."""
         self._waiting.pop(number, None)
 
     def next_batch(self) -> dict[int, Request]:
