@@ -23,3 +23,15 @@ def test_a_limited_torch_limits_the_branch(capability: str, branches: str) -> No
         [sys.executable, "-c", CHOOSE], env=limited, capture_output=True, text=True, check=True
     )
     assert found.stdout.strip() in branches.split()
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "passive"), ("active", "active")], ids=str)
+def test_threads_that_wait_do_not_spin_unless_asked_to(given: str | None, used: str) -> None:
+    """It has to be said before torch is there."""
+    code = "import os, sys, whisper_byoc.inference as it; assert it and 'torch' not in sys.modules;"
+    code += "print(os.environ['OMP_WAIT_POLICY'])"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    if given is not None:
+        environment["OMP_WAIT_POLICY"] = given
+    printed = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+    assert printed.strip() == used
