@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import resources
+from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
@@ -39,6 +40,9 @@ def parse_peers(text: str) -> list[str]:
     for name in names:
         if name not in PEERS:
             raise BadInput(f"peer is {name!r}, expected some of {', '.join(PEERS)}")
+        # No image has it; told before its weights are fetched and others are loaded.
+        if name.startswith("faster-whisper") and find_spec("faster_whisper") is None:
+            raise BadInput(f"faster-whisper is not installed, expected it for the peer {name}")
     return names
 
 
