@@ -25,13 +25,19 @@ def test_a_limited_torch_limits_the_branch(capability: str, branches: str) -> No
     assert found.stdout.strip() in branches.split()
 
 
-@pytest.mark.parametrize(("given", "used"), [(None, "passive"), ("active", "active")], ids=str)
-def test_threads_that_wait_do_not_spin_unless_asked_to(given: str | None, used: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        pytest.param({}, "3000", id="by default"),
+        pytest.param({"GOMP_SPINCOUNT": "7"}, "7", id="a count of one's own"),
+        pytest.param({"OMP_WAIT_POLICY": "passive"}, "None", id="a policy of one's own"),
+    ],
+)
+def test_threads_that_wait_spin_for_a_short_time(given: dict[str, str], used: str) -> None:
     """It has to be said before torch is there."""
     code = "import os, sys, whisper_byoc.inference as it; assert it and 'torch' not in sys.modules;"
-    code += "print(os.environ['OMP_WAIT_POLICY'])"
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    if given is not None:
-        environment["OMP_WAIT_POLICY"] = given
-    printed = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+    code += "print(os.environ.get('GOMP_SPINCOUNT'))"
+    named = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    others = {name: value for name, value in os.environ.items() if name not in named}
+    printed = subprocess.check_output([sys.executable, "-c", code], env=others | given, text=True)
     assert printed.strip() == used

@@ -1,9 +1,11 @@
 """Says how OpenMP's threads wait for one another, before torch loads OpenMP and reads it.
 
-Threads that spin take the cores from whoever else needs them, and wait for one that somebody else
-has: beside other work one batch took minutes instead of a second (docs/engine.md).
+By default they spin for a long time, which takes the cores from whoever else needs them: beside
+other work one batch took minutes instead of a second. Asleep at once, they cost half of the speed
+on a machine that is free. So they spin for some microseconds first (figures: docs/engine.md).
 """
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
