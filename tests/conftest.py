@@ -1,8 +1,10 @@
 """What all tests share: the event loop's kind, real speech, and a service on a real socket."""
 
 import asyncio
+import io
 import os
 import socket
+import wave
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -77,6 +79,17 @@ def resample_to_16k(samples: NDArray[np.float32]) -> NDArray[np.float32]:
 def pcm(samples: NDArray[np.float32]) -> bytes:
     """s16le, as the seed's contract wants it."""
     return (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
+
+
+def wav(audio: bytes) -> bytes:
+    """16 kHz mono int16 as a file."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(16_000)
+        writer.writeframes(audio)
+    return file.getvalue()
 
 
 @asynccontextmanager

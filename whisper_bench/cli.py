@@ -14,13 +14,14 @@ import click
 from whisper_bench.endings import run_endings, show_endings
 from whisper_bench.files import Recording, read_recordings, seconds_of
 from whisper_bench.live import draw, parse_counts, run_live, show_live
-from whisper_bench.machine import machine, num_cores, versions
+from whisper_bench.machine import machine, versions
 from whisper_bench.manifest import BadInput
 from whisper_bench.offline import DECODE_SECONDS, make_ctranslate2, measure, parse_peers, show
 from whisper_bench.peers import OURS, PEERS, SERVER
 from whisper_bench.setup import MODEL, ROOT, Setup
 from whisper_bench.terminal import tell
 from whisper_byoc.errors import ServiceError
+from whisper_byoc.settings import num_cores
 from whisper_byoc.weights.accepting import find_weights
 
 manifest_option = click.option(

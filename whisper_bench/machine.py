@@ -21,11 +21,6 @@ PACKAGES = (
 )
 
 
-def num_cores() -> int:
-    """Those that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def machine(threads: int) -> dict[str, Any]:
     """CPU fields are of its first core; without /proc, what Python knows of it."""
     about: dict[str, str] = {}

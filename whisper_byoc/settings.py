@@ -33,6 +33,11 @@ from pydantic_settings import (
 from whisper_byoc.errors import ConfigurationError
 
 
+def num_cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

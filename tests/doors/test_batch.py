@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import tempfile
-import wave
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.conftest import MODELS, pcm, serve_app
+from tests.conftest import MODELS, pcm, serve_app, wav
 from tests.scripted import ScriptedModel, scripted_engine, spoken, whole_seconds
 from whisper_byoc.decode import DecodeRequest, Hypothesis
 from whisper_byoc.doors.dialects import DeltaWriter
@@ -165,16 +164,6 @@ def silence(seconds: float) -> NDArray[np.float32]:
 def twice(sentence: NDArray[np.float32]) -> NDArray[np.float32]:
     """Two utterances."""
     return np.concatenate([sentence, silence(2), sentence])
-
-
-def wav(audio: bytes) -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(1)
-        writer.setsampwidth(2)
-        writer.setframerate(16_000)
-        writer.writeframes(audio)
-    return file.getvalue()
 
 
 def form(

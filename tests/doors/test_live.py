@@ -1,10 +1,8 @@
 """Door 1 over a real socket, with real voice activity and scripted words."""
 
 import asyncio
-import io
 import json
 import socket
-import wave
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.conftest import MODELS, Speak, pcm, serve_app
+from tests.conftest import MODELS, Speak, pcm, serve_app, wav
 from tests.scripted import ScriptedModel, scripted_engine, spoken, whole_seconds
 from whisper_byoc.decode import DecodeRequest, Hypothesis
 from whisper_byoc.errors import DecodeError
@@ -426,16 +424,6 @@ async def test_a_further_body_may_be_of_another_kind(
     await door.events("j")
     last = door.model.requests[-1].samples[-8000:]
     assert np.allclose(last, np.frombuffer(audio, "<i2")[-8000:] / 32768, atol=1e-4)
-
-
-def wav(audio: bytes) -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(1)
-        writer.setsampwidth(2)
-        writer.setframerate(16_000)
-        writer.writeframes(audio)
-    return file.getvalue()
 
 
 async def test_an_unknown_format_is_named(door: Door) -> None:

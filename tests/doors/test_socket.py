@@ -13,8 +13,8 @@ import pytest
 import uvicorn
 from numpy.typing import NDArray
 
-from tests.conftest import MODELS, pcm, serve_app
-from tests.doors.test_batch import Shouting, serve_processor, wav
+from tests.conftest import MODELS, pcm, serve_app, wav
+from tests.doors.test_batch import Shouting, serve_processor
 from tests.scripted import ScriptedModel, scripted_engine
 from whisper_byoc.app import build_app
 from whisper_byoc.cli import Server

@@ -20,9 +20,9 @@ from whisper_byoc.inference.checkpoint import Checkpoint
 from whisper_byoc.inference.engine import load_models
 from whisper_byoc.inference.native import Library, NativeNetwork
 from whisper_byoc.inference.network import Ask, Choice, Feed
-from whisper_byoc.inference.precision import Branch, num_cores, runs_here
+from whisper_byoc.inference.precision import Branch, runs_here
 from whisper_byoc.inference.torch_network import TorchNetwork
-from whisper_byoc.settings import Device, ModelSettings
+from whisper_byoc.settings import Device, ModelSettings, num_cores
 
 pytestmark = pytest.mark.model
 PREFIX = [50257, 50362]

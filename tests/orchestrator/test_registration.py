@@ -6,11 +6,9 @@ Cases are numbered as in the protocol's checklist (docs/wire.md).
 import asyncio
 import json
 import logging
-import shutil
 import signal
 import socket
 import ssl
-import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -31,6 +29,7 @@ from tests.orchestrator.registry import (
     Told,
     serve_registry,
 )
+from tests.orchestrator.scripted_channel import self_signed_context
 from tests.test_main import command, read_until
 from whisper_byoc.orchestrator.registration import (
     ANSWER_SECONDS,
@@ -419,23 +418,7 @@ async def test_a_secret_is_sent_without_the_line_end_of_its_file(registry: Regis
 
 @pytest.fixture(scope="session")
 def self_signed(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("no openssl, which makes the certificate")
-    folder = tmp_path_factory.mktemp("certificate")
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    subprocess.run(
-        [
-            *(openssl, "req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
-            *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
-            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    return context
+    return self_signed_context(tmp_path_factory.mktemp("certificate"))
 
 
 async def test_case_104_a_self_signed_certificate_is_taken(self_signed: ssl.SSLContext) -> None:

@@ -26,9 +26,10 @@ from whisper_byoc.inference.checkpoint import Checkpoint
 from whisper_byoc.inference.decoding import Decoded, EncodedWindow, Rules, decode_all
 from whisper_byoc.inference.ladder import TEMPERATURES, find_trip
 from whisper_byoc.inference.network import MAX_FRAMES, Ask, Feed
-from whisper_byoc.inference.precision import Branch, choose_branch, num_cores, open_network
+from whisper_byoc.inference.precision import Branch, choose_branch, open_network
 from whisper_byoc.inference.speech_rates import tokens_per_second
 from whisper_byoc.inference.words import words_of
+from whisper_byoc.settings import num_cores
 
 FRAMES_PER_SECOND = 50
 BUCKET_FRAMES = FRAMES_PER_SECOND

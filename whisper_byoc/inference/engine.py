@@ -17,8 +17,7 @@ from whisper_byoc.errors import ConfigurationError, DecodeError, InvalidOption
 from whisper_byoc.inference.batch_thread import BatchThread
 from whisper_byoc.inference.batched import BatchedModel
 from whisper_byoc.inference.model import Model
-from whisper_byoc.inference.precision import num_cores
-from whisper_byoc.settings import Device, ModelSettings
+from whisper_byoc.settings import Device, ModelSettings, num_cores
 from whisper_byoc.weights.accepting import find_weights
 
 WARM_UP_TEXT = "the quick brown fox jumps over the lazy dog"

@@ -7,8 +7,6 @@ from whisper_byoc.decode import MAX_NO_SPEECH_PROBABILITY, MIN_AVG_LOGPROB, Trip
 from whisper_byoc.loops import is_loop
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-
-
 _MAX_RATIO_OF_WHOLE_TEXT = 4.0
 """Text that fills the decoder's positions compresses up to 3.2 times, in Tamil; circles more."""
 

@@ -18,8 +18,6 @@ from whisper_byoc.weights.ctranslate2 import HEAD_WIDTH as HEAD_WIDTH
 
 MAX_FRAMES = 1500
 """30 s: Whisper's positional table."""
-
-
 TAIL_STRIDE = 8
 """Of the silence behind a window the decoder sees every 8th frame, with the weight of 8."""
 

@@ -1,7 +1,6 @@
 """Which forward passes, in which number format, a machine computes fastest."""
 
 import logging
-import os
 from enum import StrEnum
 from pathlib import Path
 
@@ -75,11 +74,6 @@ def open_network(
         return NativeNetwork(checkpoint, Library(Library.path(branch)), threads)
     dtype = torch.float16 if branch is Branch.FP16 else torch.float32
     return TorchNetwork(checkpoint, device, dtype, max_caches)
-
-
-def num_cores() -> int:
-    """Those that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_flags() -> set[str]:

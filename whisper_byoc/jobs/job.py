@@ -277,9 +277,8 @@ class Job:
             self._input_ended = True
             try:
                 await self.work.receive_end(reason, failure)
-            except (
-                errors.DecodeError
-            ) as error:  # whoever ends the input waits for the end of the job
+            except errors.DecodeError as error:
+                # Not raised: whoever ends the input waits for the end of the job.
                 self._abandon(error)
 
     def _abandon(self, error: ServiceError) -> None:
