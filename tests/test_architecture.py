@@ -67,11 +67,15 @@ def rooms_used(path: Path) -> set[str]:
 
 
 def found(name: str) -> Any:
-    """What a dotted name below the package stands for; a setting's is its default."""
-    parts = name.split(".")
-    for depth in range(len(parts) - 1, 0, -1):
-        if (PACKAGE / Path(*parts[:depth])).with_suffix(".py").exists():
-            value: Any = import_module(".".join(["whisper_byoc", *parts[:depth]]))
+    """What a dotted name stands for, below the package unless it names another; a setting's is its
+    default."""
+    package, _, rest = (
+        name.partition(".") if name.startswith("whisper_") else ("whisper_byoc", "", name)
+    )
+    parts = rest.split(".")
+    for depth in range(len(parts), 0, -1):
+        if (PACKAGE.parent / package / Path(*parts[:depth])).with_suffix(".py").exists():
+            value: Any = import_module(".".join([package, *parts[:depth]]))
             for part in parts[depth:]:
                 fields = getattr(value, "model_fields", {})
                 value = fields[part].default if part in fields else getattr(value, part)
@@ -143,6 +147,15 @@ def test_a_sibling_imports_neither_another_nor_tests(folder: Path) -> None:
 @pytest.mark.parametrize("owner", OWNERS)
 def test_every_owner_is_there(owner: str) -> None:
     assert found(owner) is not None
+
+
+def test_the_glossary_names_code_that_is_there() -> None:
+    text = (PACKAGE.parent / "docs" / "glossary.md").read_text(encoding="utf-8")
+    words = [line.split(" | ") for line in text.splitlines() if line.startswith("| **")]
+    assert len({row[0] for row in words}) == len(words), "a word twice"
+    for name in re.findall(r"`([\w./]+)`", " ".join(row[-1] for row in words)):
+        if not name.startswith("WHISPER_"):
+            assert (name.endswith("/") and (PACKAGE / name).is_dir()) or found(name) is not None
 
 
 @pytest.mark.parametrize(("name", "number", "unit"), BOUNDS, ids=lambda value: str(value))
