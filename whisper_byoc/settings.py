@@ -120,7 +120,10 @@ class ModelSettings(Group):
     )
     device: Device = Field(Device.AUTO, description="auto takes CUDA when it is there")
     threads: int = Field(
-        0, ge=0, le=256, description="CPU threads of one decode; 0 takes every core that this process may use"
+        0,
+        ge=0,
+        le=256,
+        description="CPU threads of one decode; 0 takes every core that this process may use",
     )
 
 
