@@ -17,11 +17,12 @@ TIMEOUT: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """An answer in place of the right one."""
+    """An answer in place of the right one. plain: whether its text is no JSON in any dialect."""
 
     status: int
     text: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
