@@ -4,7 +4,6 @@ import asyncio
 import importlib.metadata
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from whisper_byoc.jobs.sources import Sources
 from whisper_byoc.jobs.transcription import Inference, Transcriptions
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.orchestrator.registration import Registration
+from whisper_byoc.orchestrator.runner_sessions import RunnerSessions
 from whisper_byoc.orchestrator.sessions import Sessions
 from whisper_byoc.settings import ModelSettings, Settings
 
@@ -52,8 +52,7 @@ class Service:
     """Owns engine, voice activity, jobs, streams and registration; `serve` opens them.
 
     processor: what is hosted in place of Whisper. All load in the background, so that health can be
-    asked at once. `runner_sessions` counts the requests that are being answered, by the Live Runner
-    session they came through.
+    asked at once.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.sources = Sources()
-        self.runner_sessions: Counter[str] = Counter()
+        self.runner_sessions = RunnerSessions(settings)
         self._processor = processor
         self._open_engine = open_engine
         self._outcome: Running | ServiceError | None = None
@@ -187,7 +186,7 @@ class Service:
         await stack.enter_async_context(sessions.serve())
         await stack.enter_async_context(self.sources.serve())
         registration = Registration(
-            self.settings, kind.model_names[0], VERSION, lambda: list(self.runner_sessions)
+            self.settings, kind.model_names[0], VERSION, lambda: self.runner_sessions.in_use
         )
         return Running(engine, jobs, sessions, registration)
 

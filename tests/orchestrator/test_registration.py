@@ -61,7 +61,9 @@ SLACK = 0.9
 
 
 def settings_for(*urls: str, **orchestrator: Any) -> Settings:
-    orchestrator = {"urls": ",".join(urls), "secret": SECRET, "interval": 0.1} | orchestrator
+    orchestrator = {
+        "urls": ",".join(urls), "secret": SECRET, "interval": 0.1, "interfaces": "byoc",
+    } | orchestrator  # fmt: skip
     return Settings(
         orchestrator=OrchestratorSettings.model_validate(orchestrator),
         capability=CapabilitySettings(name=NAME, url="http://worker:8000", price_per_unit=7),
@@ -218,7 +220,7 @@ def test_a_runner_is_what_the_orchestrator_decodes() -> None:
         "version": "1.2.3",
         "status": "ready",
         "mode": "persistent",
-        "app": "byoc/tiny.en",
+        "app": "live-transcription/tiny.en",
         "capacity": 9,
         "price_info": {"price": 0.0, "currency": "usd", "unit": "hour"},
     }
@@ -421,17 +423,22 @@ def self_signed(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
     return self_signed_context(tmp_path_factory.mktemp("certificate"))
 
 
-async def test_case_104_a_self_signed_certificate_is_taken(self_signed: ssl.SSLContext) -> None:
-    async with serve_registry(self_signed) as registry, registering(settings_for(registry.url)):
+async def test_case_104_a_self_signed_certificate_is_taken_by_setting(
+    self_signed: ssl.SSLContext,
+) -> None:
+    async with (
+        serve_registry(self_signed) as registry,
+        registering(settings_for(registry.url, verify_tls=False)),
+    ):
         await registry.until(lambda: NAME in registry.capabilities)
 
 
-async def test_case_104_a_self_signed_certificate_is_refused_by_setting(
+async def test_case_104_a_self_signed_certificate_is_refused(
     self_signed: ssl.SSLContext, log: Log
 ) -> None:
     async with (
         serve_registry(self_signed) as registry,
-        registering(settings_for(registry.url, verify_tls=True)),
+        registering(settings_for(registry.url)),
     ):
         await log.until("could not be registered", 2)
     assert "certificate" in log.at(logging.WARNING)[0].lower()
@@ -652,6 +659,7 @@ def variables(url: str, **more: str) -> dict[str, str]:
     return {
         "WHISPER_MODEL_DIRECTORY": str(MODELS),
         "WHISPER_ORCHESTRATOR_INTERVAL": "0.5",
+        "WHISPER_ORCHESTRATOR_INTERFACES": "byoc",
         "ORCH_URL": url,
         "ORCH_SECRET": SECRET,
         "CAPABILITY_NAME": NAME,

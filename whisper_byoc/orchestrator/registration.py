@@ -17,6 +17,7 @@ from urllib.parse import quote
 import aiohttp
 
 from whisper_byoc.errors import ServiceError
+from whisper_byoc.orchestrator.tls import tls_of
 from whisper_byoc.settings import Interface, Settings
 
 ANSWER_SECONDS = 5.0
@@ -116,7 +117,7 @@ def capability_body(settings: Settings) -> dict[str, object]:
 def runner_body(settings: Settings, model_name: str, version: str) -> dict[str, object]:
     """What `/runners/heartbeat` takes, but for the fields that change (B.11)."""
     capability = settings.capability
-    price = {"price": capability.price_usd_per_hour, "currency": "usd", "unit": "hour"}
+    price = {"price": settings.runner.price, "currency": "usd", "unit": settings.runner.price_unit}
     return {
         "label": capability.name,
         "runner_url": capability.url,
@@ -311,7 +312,7 @@ class Registration:
         # One request at a time may change what an orchestrator knows.
         self._locks = {entry: asyncio.Lock() for entry in entries(settings, model_name, version)}
         self._has_secret = settings.orchestrator.secret.get_secret_value().strip() != ""
-        self._verify_tls = settings.orchestrator.verify_tls
+        self._tls = tls_of(settings.orchestrator)
         self._version = version
         self._session_ids = session_ids
         self._withdrawn = asyncio.Event()
@@ -396,7 +397,7 @@ class Registration:
                 url + request.path,
                 data=request.body.encode(),
                 headers=headers,
-                ssl=self._verify_tls,
+                ssl=self._tls,
                 allow_redirects=False,  # the secret is for this host alone
             ) as response:
                 body = b""
