@@ -23,6 +23,10 @@ class Gone(Exception):
     """The connection is closed, or what comes over it is no HTTP."""
 
 
+class Abandoned(Exception):
+    """There is no answer, or no more of it: its connection is closed when the rest is sent."""
+
+
 class End:
     """Owned by whoever serves the connection, or uses it for a request at a time.
 

@@ -26,7 +26,6 @@ session without a client, `it.add_static(id, runner_url, app)` a runner that doe
 
 import asyncio
 import json
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -39,16 +38,16 @@ from starlette.applications import Starlette
 
 from whisper_sim import asgi_end
 from whisper_sim.go_rules import Headers, clean_path, climbs, decode_path
-from whisper_sim.http_ends import End, Gone, Pool
+from whisper_sim.http_ends import Abandoned, End, Gone, Pool
 from whisper_sim.runner_calls import answer_call
+from whisper_sim.runner_entries import Answer, Refused, Runner, Session
+from whisper_sim.runner_front import Front
 from whisper_sim.runner_hub import Hub, Options
-from whisper_sim.runner_proxy import UNAVAILABLE, Abandoned, Exchange, Unavailable
+from whisper_sim.runner_proxy import UNAVAILABLE, Exchange, Unavailable
 from whisper_sim.runner_records import TIMEOUT, Drop, Fault, Hang, Lose, Received, Told
-from whisper_sim.runner_registry import Answer, Refused, Runner, Session
 from whisper_sim.runner_routes import STREAMING, Route, find_route, is_streaming, strip_base
 
 _BODY_SECONDS: Final = 5.0
-_IDLE_SECONDS: Final = 90.0
 _MAX_BODY_BYTES: Final = (1 << 20) + 1
 _NOT_FOUND: Final = Answer(404, text="404 page not found", plain=True)
 _NO_ROUTE: Final = Answer(404, text="route not found")
@@ -56,7 +55,7 @@ _BUSY: Final = Answer(503, text="server busy")
 
 
 class LiveRunner(Hub):
-    """Owns its listener and its connections, beside what a `Hub` owns; made by `open_live_runner`.
+    """Owns its front and its pool, beside what a `Hub` owns; made by `open_live_runner`.
 
     next_answers: by the name of a call, what it is answered with next in place of the right answer.
     """
@@ -67,43 +66,24 @@ class LiveRunner(Hub):
         self.next_answers: dict[str, list[Fault]] = {}
         self._pool = Pool(options.proxy.idle_seconds)
         self._channels = Starlette(routes=self.trickle.routes)
-        self._tasks: dict[asyncio.Task[None], End] = {}
-        self._waiting: set[End] = set()
+        self._front = Front(self._take)
         self._awake = asyncio.Event()
         self._awake.set()
         self._closing = asyncio.Event()
         self._places = {True: 0, False: 0}
-        self._server: asyncio.Server | None = None
-        self._address = ("127.0.0.1", 0)
-        self._tls: ssl.SSLContext | None = None
-
-    # Its sockets
 
     async def listen(self, port: int, tls: ssl.SSLContext | None) -> None:
         """Raises OSError where the port is taken."""
-        self._tls = tls
-        listener = socket.create_server(("127.0.0.1", port))
-        self._address = listener.getsockname()
-        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._address[1]}"
+        self.url = await self._front.listen(port, tls)
         self.registry.service_url = self.options.service_url or self.url
         inner = self.options.runner_service_url or self.registry.service_url
         self.registry.runner_service_url = inner
-        await self._start(listener)
-
-    async def _start(self, listener: socket.socket) -> None:
-        self._server = await asyncio.start_server(self._serve, sock=listener, ssl=self._tls)
 
     @asynccontextmanager
     async def refusing(self) -> AsyncIterator[None]:
         """Connections are refused, and those that wait for a request are closed."""
-        assert self._server is not None
-        self._server.close()
-        for end in list(self._waiting):
-            end.abort()
-        try:
+        async with self._front.refusing():
             yield
-        finally:
-            await self._start(socket.create_server(self._address))
 
     @asynccontextmanager
     async def silent(self) -> AsyncIterator[None]:
@@ -123,52 +103,8 @@ class LiveRunner(Hub):
         """Close every connection."""
         self._closing.set()
         self._awake.set()
-        if self._server is not None:
-            self._server.close()
-        for task, end in list(self._tasks.items()):
-            end.abort()
-            task.cancel()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._front.shut()
         self._pool.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        connection = writer.get_extra_info("socket")
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        end = self._tasks[task] = End(h11.SERVER, reader, writer)
-        try:
-            while await self._next_request(end):
-                pass
-        except (Gone, asyncio.CancelledError):
-            pass  # a cancelled task would be reported by asyncio's streams
-        finally:
-            end.abort()
-            del self._tasks[task]
-
-    async def _next_request(self, end: End) -> bool:
-        """False where the connection is not to be used again. Raises Gone."""
-        self._waiting.add(end)
-        try:
-            async with asyncio.timeout(_IDLE_SECONDS):
-                request = await end.next()
-        except TimeoutError:
-            return False
-        finally:
-            self._waiting.discard(end)
-        assert isinstance(request, h11.Request)
-        try:
-            await self._take(end, request)
-        except Abandoned:
-            await end.close()
-            return False
-        if end.again():
-            return True
-        await end.linger()
-        return False
-
-    # Its answers
 
     async def _take(self, end: End, request: h11.Request) -> None:
         """Raises Gone and Abandoned."""

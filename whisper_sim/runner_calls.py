@@ -7,9 +7,10 @@ from typing import Any, Final
 
 from whisper_sim.go_rules import address_of
 from whisper_sim.heartbeat_fields import Invalid, read_object
+from whisper_sim.runner_callbacks import add_channels, add_proxy, discovery, remove_channels
+from whisper_sim.runner_entries import Answer, Refused, Session
 from whisper_sim.runner_hub import Hub
 from whisper_sim.runner_records import Beat, Departure, Received
-from whisper_sim.runner_registry import Answer, Refused, Session
 
 _TOKEN: Final = "livepeer-session-token"
 _MAX_CHANNELS: Final = 25
@@ -75,11 +76,11 @@ def _channels(hub: Hub, received: Received, runner_id: str, session_id: str) -> 
     if not all(isinstance(it, of_kind) for it in asked):
         raise Refused(400, "invalid channels request")
     if received.method == "DELETE":
-        deleted = hub.registry.remove_channels(session, asked)
+        deleted = remove_channels(hub.registry, session, asked)
         for name in deleted.values():
             hub.trickle.delete(name)
         return Answer(200, {"deleted": list(deleted)})
-    channels = hub.registry.add_channels(session, asked)
+    channels = add_channels(hub.registry, session, asked)
     for channel in channels:
         hub.trickle.create(channel["channel_name"], channel["mime_type"])
     return Answer(200, {"channels": channels})
@@ -100,7 +101,7 @@ def _proxy(hub: Hub, received: Received, runner_id: str, session_id: str) -> Ans
             raise Refused(400, "target_url must have the host of runner_url")
     elif not hub.registry.usable(runner, received.time):
         raise Refused(400, "runner unavailable")
-    return Answer(200, hub.registry.add_proxy(session, target))
+    return Answer(200, add_proxy(hub.registry, session, target))
 
 
 def _stop(hub: Hub, received: Received, runner_id: str, session_id: str) -> Answer:
@@ -113,7 +114,7 @@ def _client_stop(hub: Hub, received: Received, runner_id: str, session_id: str) 
 
 
 def _discovery(hub: Hub, received: Received) -> Answer:
-    return hub.registry.discovery(received.time)
+    return discovery(hub.registry, received.time)
 
 
 def _reserve(hub: Hub, received: Received, runner_id: str) -> Answer:

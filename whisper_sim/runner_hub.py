@@ -12,9 +12,10 @@ from typing import Any, Final
 import aiohttp
 
 from whisper_sim.heartbeat_fields import Fields
+from whisper_sim.runner_entries import Change, Effect, Runner, Session
 from whisper_sim.runner_proxy import ProxyOptions
 from whisper_sim.runner_records import Records
-from whisper_sim.runner_registry import Change, Effect, Registry, Runner, Session
+from whisper_sim.runner_registry import Registry
 from whisper_sim.trickle_server import TrickleServer
 
 KEEPALIVE: Final = b'{"keep":"alive"}'
@@ -64,7 +65,7 @@ class Hub:
             heartbeat_ttl=options.heartbeat_ttl,
             on_chain=options.on_chain,
         )
-        self.trickle = TrickleServer()
+        self.trickle = TrickleServer(node=options.node)
 
     @staticmethod
     def now() -> float:
@@ -107,7 +108,7 @@ class Hub:
         self.carry_out()
 
     def reserve(self, runner_id: str) -> Session:
-        """As for a client that asks for it. Raises runner_registry.Refused."""
+        """As for a client that asks for it. Raises runner_entries.Refused."""
         session = self.registry.reserve(runner_id, self.now())
         self.carry_out()
         return session

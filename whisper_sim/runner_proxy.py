@@ -20,7 +20,7 @@ from whisper_sim.go_rules import (
     target_of,
     upgrade_of,
 )
-from whisper_sim.http_ends import End, Gone, Pool, connect
+from whisper_sim.http_ends import Abandoned, End, Gone, Pool, connect
 
 HELD_BYTES: Final = 256 << 10
 """Of a chunked body that nobody reads any more, which Go reads before it lets an answer go."""
@@ -32,10 +32,6 @@ UNAVAILABLE: Final = "runner destination unavailable"
 
 class Unavailable(Exception):
     """The answer is 502: no connection, no head in time, or the session has ended before one."""
-
-
-class Abandoned(Exception):
-    """There is no answer: the client is gone, or the answer broke off."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,88 +6,17 @@ from any beginning. What follows from a call (a session's requests are cut, an e
 runner) is left in `effects`, for whoever drives the registry to carry out at once.
 """
 
-import math
 from dataclasses import dataclass, field
-from enum import StrEnum
 from fractions import Fraction
 from hmac import compare_digest
 from typing import Any, Final
 
 from whisper_sim.go_rules import parse_duration, random_id
 from whisper_sim.heartbeat_fields import Fields, Invalid, read_fields
+from whisper_sim.runner_entries import Answer, Change, Effect, Refused, Runner, Session
 
 MAX_RUNNERS: Final = 256
 MAX_SESSIONS: Final = 10_000
-MAX_CHANNELS: Final = 768
-MAX_PROXIES: Final = 25
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """document: of JSON; None is an empty body. text: of an error, in place of a document. plain:
-    whether the text is Go's own, and no JSON in any dialect. last: whether the connection is closed
-    behind it."""
-
-    status: int
-    document: Any = None
-    text: str | None = None
-    plain: bool = False
-    last: bool = False
-
-
-class Refused(Exception):
-    """A call is answered with an error."""
-
-    def __init__(self, status: int, text: str, *, last: bool = False) -> None:
-        super().__init__(status, text)
-        self.answer = Answer(status, text=text, last=last)
-
-
-@dataclass
-class Session:
-    """token: for the runner's callbacks. pending: not paid yet. channels: by the name that the
-    runner gave, what each is called in its URL. label: of its generated proxy, empty without."""
-
-    session_id: str
-    runner_id: str
-    token: str
-    created: float
-    pending: bool = False
-    label: str = ""
-    channels: dict[str, tuple[str, str]] = field(default_factory=dict)
-
-
-@dataclass
-class Runner:
-    """credential: its heartbeat secret, None of a static one. healthy: of static ones, what their
-    last poll found. o2r: the name of its channel."""
-
-    runner_id: str
-    fields: Fields
-    credential: str | None = None
-    last_beat: float = 0.0
-    healthy: bool = True
-    health_url: str = ""
-    health_code: int = 200
-    o2r: str = ""
-    sessions: dict[str, Session] = field(default_factory=dict)
-
-
-class Change(StrEnum):
-    JOINED = "joined"
-    """A runner has registered: its o2r channel begins."""
-    RESERVED = "reserved"
-    RELEASED = "released"
-    """The session is over: its requests are cut, its channels closed."""
-    LEFT = "left"
-    """A runner is gone: its o2r channel ends."""
-
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    change: Change
-    runner: Runner
-    session: Session | None = None
 
 
 @dataclass
@@ -381,48 +310,6 @@ class Registry:
         self.release(self.authorized(runner_id, session_id, token, now))
         return self.done()
 
-    def add_channels(self, session: Session, asked: list[dict[str, str]]) -> list[dict[str, str]]:
-        """What each channel asked for is called and where it is; one that is there stays. Raises
-        Refused."""
-        if not all(it.get("name") for it in asked):
-            raise Refused(400, "channel name required")
-        new = {it["name"] for it in asked} - session.channels.keys()
-        taken = sum(1 + len(it.channels) for it in self.sessions.values()) - len(self.sessions)
-        taken += sum(bool(it.o2r) for it in self.runners.values())
-        if taken + len(new) > MAX_CHANNELS:
-            raise Refused(503, "too many channels")
-        for it in asked:
-            mime = it.get("mime_type") or "application/octet-stream"
-            suffix = f"-{it['name']}" if _is_word(it["name"]) else ""
-            session.channels.setdefault(it["name"], (f"channel_{random_id(16)}{suffix}", mime))
-        return [self._channel(it["name"], *session.channels[it["name"]]) for it in asked]
-
-    def remove_channels(self, session: Session, names: list[str]) -> dict[str, str]:
-        """Those that were there, by their own names: what they were called in their URLs."""
-        by_either = {full: name for name, (full, _) in session.channels.items()}
-        by_either |= {name: name for name in session.channels}
-        own = [by_either[name] for name in names if name in by_either]
-        if len(own) < len(names) and not self.node:
-            raise Refused(404, "channel not found")
-        return {name: session.channels.pop(name)[0] for name in dict.fromkeys(own)}
-
-    def add_proxy(self, session: Session, target: str) -> dict[str, str]:
-        """target: an absolute URL, or empty for the runner's own. Raises Refused."""
-        if sum(it == session.session_id for it, _ in self.proxies.values()) >= MAX_PROXIES:
-            raise Refused(403 if self.node else 401, "invalid session token")
-        label = random_id(16)
-        self.proxies[label] = (session.session_id, target)
-        return {"proxy_id": label, "url": f"{self.service_url}/run/{label}"}
-
-    def _channel(self, name: str, full: str, mime: str) -> dict[str, str]:
-        return {
-            "name": name,
-            "channel_name": full,
-            "url": self.channel_url(full),
-            "internal_url": self.channel_url(full, inner=True),
-            "mime_type": mime,
-        }
-
     def channel_url(self, name: str, *, inner: bool = False) -> str:
         return f"{self.runner_service_url if inner else self.service_url}/ai/trickle/{name}"
 
@@ -430,42 +317,6 @@ class Registry:
         """What runners call back to."""
         path = f"runner/{session.runner_id}/session/{session.session_id}"
         return f"{self.runner_service_url}/{path}"
-
-    # Discovery
-
-    def discovery(self, now: float) -> Answer:
-        listed = [
-            self._listed(runner)
-            for runner in self.runners.values()
-            if self.usable(runner, now)
-            and not (self.node and len(runner.sessions) >= runner.fields.capacity)
-        ]
-        return Answer(200, [{"address": self.service_url, "runners": listed}])
-
-    def _listed(self, runner: Runner) -> dict[str, Any]:
-        fields, used = runner.fields, len(runner.sessions)
-        base = f"{self.service_url}/apps/{runner.runner_id}"
-        url = f"{base}/app" if fields.single_shot else f"{base}/session"
-        if fields.single_shot and fields.proxy:
-            url = f"{self.service_url}/run/{runner.runner_id}"
-        document: dict[str, Any] = {"url": url, "app": fields.app, "mode": fields.mode}
-        optional = {"version": fields.version, "metadata": fields.metadata, "gpu": fields.gpu}
-        document |= {name: value for name, value in optional.items() if value}
-        document |= {
-            "capacity": fields.capacity,
-            "capacity_used": used,
-            "capacity_available": fields.capacity - used,
-        }
-        return document | ({"price_info": self._price(fields)} if self.on_chain else {})
-
-    def _price(self, fields: Fields) -> dict[str, Any]:
-        dollars = Fraction(str(fields.price)) / (3600 if fields.unit == "hour" else 1)
-        return {
-            "price": math.ceil(dollars * self.wei_per_usd),
-            "price_usd": float(dollars),
-            "currency": "wei",
-            "unit": "seconds" if fields.unit == "hour" else "fixed",
-        }
 
 
 def _seconds(duration: str, default: float) -> float:
@@ -478,7 +329,3 @@ def _seconds(duration: str, default: float) -> float:
 def _equal(given: str, expected: str) -> bool:
     """An empty secret never matches."""
     return bool(expected) and compare_digest(given.encode(), expected.encode())
-
-
-def _is_word(name: str) -> bool:
-    return name.isascii() and name.replace("-", "").replace("_", "").isalnum()
