@@ -32,10 +32,9 @@ from tests.orchestrator.scripted_channel import self_signed_context
 from tests.test_main import command, read_until
 from whisper_byoc.orchestrator.entry import ANSWER_SECONDS, Identity
 from whisper_byoc.orchestrator.registration import Registration
-from whisper_byoc.orchestrator.runner_sessions import SESSION_HEADER, RunnerSessions
+from whisper_byoc.orchestrator.runner_sessions import RunnerSessions
 from whisper_byoc.settings import (
     CapabilitySettings,
-    Interface,
     JobSettings,
     OrchestratorSettings,
     Settings,
@@ -43,9 +42,7 @@ from whisper_byoc.settings import (
 
 pytestmark = pytest.mark.anyio
 REGISTER, UNREGISTER = "/capability/register", "/capability/unregister"
-HEARTBEAT = "/runners/heartbeat"
 NAME = "whisper-of-the-tests"
-RUNNER = "runner live-transcription/tiny.en (persistent)"
 TOKEN = "token-of-the-doors"
 SLACK = 0.9
 """Of a delay: the clocks of timers and of the test are not the same."""
@@ -384,68 +381,6 @@ async def test_case_108_an_orchestrator_that_forgot_us_knows_us_after_the_interv
         await registry.until(lambda: NAME in registry.capabilities)
         registry.restart()
         await registry.until(lambda: NAME in registry.capabilities)
-
-
-def runner_settings(*urls: str, **orchestrator: Any) -> Settings:
-    return settings_for(*urls, interfaces=(Interface.LIVE_RUNNER,), **orchestrator)
-
-
-async def test_case_116_heartbeats_go_on_with_the_heartbeat_secret(
-    registry: Registry, log: Log
-) -> None:
-    settings = runner_settings(registry.url, interval=60.0)
-    sessions = RunnerSessions(settings)
-    async with registering(settings, sessions):
-        await registry.until(lambda: len(registry.runners) == 1)
-        with sessions.request({SESSION_HEADER: "session-1"}):
-            requests = await registry.received(HEARTBEAT, 4)
-    ((runner_id, runner),) = registry.runners.items()
-    first, *later = requests
-    assert (first.authorization, first.fields["session_ids"]) == (SECRET, [])
-    assert "runner_id" not in first.fields
-    assert {request.authorization for request in later} == {runner.heartbeat_secret}
-    assert {request.fields["runner_id"] for request in later} == {runner_id}
-    assert later[-1].fields["session_ids"] == ["session-1"]
-    assert min(gaps(requests)) >= 0.2 * SLACK  # the interval that the registry gives
-    assert log.at(logging.INFO) == [f"registered {RUNNER} with {registry.url}"]
-    assert runner.heartbeat_secret not in log.all()
-
-
-@pytest.mark.parametrize("forget", [Registry.restart, Registry.expire_runners])
-async def test_case_116_a_runner_that_was_forgotten_begins_anew(
-    registry: Registry, log: Log, forget: Any
-) -> None:
-    async with registering(runner_settings(registry.url, interval=60.0)):
-        await registry.received(HEARTBEAT, 2)
-        forget(registry)
-        await log.until(f"registered {RUNNER}", 3)  # once more, for the first beat after it
-    anew = [request for request in registry.requests if request.authorization == SECRET]
-    assert len(anew) == 2
-    assert "runner_id" not in anew[1].fields
-    assert len(log.at(logging.WARNING)) == 1
-    assert sum(not runner.expired for runner in registry.runners.values()) == 1
-
-
-async def test_case_116_the_runner_unregisters_at_exit(registry: Registry) -> None:
-    async with registering(runner_settings(registry.url)) as registration:
-        await registry.received(HEARTBEAT, 2)
-        ((runner_id, runner),) = registry.runners.items()
-        await registration.withdraw()
-        request = registry.requests[-1]
-    assert request.path == f"/runners/{runner_id}/unregister"
-    assert request.authorization == runner.heartbeat_secret
-    assert not registry.runners
-    assert registry.requests[-1] is request
-
-
-async def test_case_116_both_interfaces_of_one_orchestrator(registry: Registry) -> None:
-    settings = settings_for(registry.url, interfaces="byoc,live-runner")
-    async with registering(settings) as registration:
-        await registry.received(HEARTBEAT, 2)
-        await registry.received(REGISTER, 2)
-        await registration.withdraw()
-    assert not registry.runners
-    assert not registry.capabilities
 
 
 # The registry has a witness from outside

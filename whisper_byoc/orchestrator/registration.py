@@ -135,15 +135,18 @@ class Registration:
                 told.reader.cancel()
 
     async def _tell_draining(self, staying: list[_Told]) -> None:
-        asked = [told for told in staying if told.entry.registered]
-        for told in asked:
-            async with told.lock:  # behind a beat under way, which says that we are ready
-                told.answered.clear()
-            told.wake.set()
         with suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_SECONDS):
-                for told in asked:
-                    await told.answered.wait()
+            async with asyncio.timeout(DRAIN_SECONDS), asyncio.TaskGroup() as group:
+                for told in staying:
+                    group.create_task(self._beat_now(told))
+
+    async def _beat_now(self, told: _Told) -> None:
+        """Return when the orchestrator has answered one more beat, where it has had any."""
+        async with told.lock:  # behind one that is under way
+            told.answered.clear()
+        if told.entry.registered:
+            told.wake.set()
+            await told.answered.wait()
 
     async def _withdraw(self, leaving: list[_Told]) -> None:
         try:
