@@ -141,7 +141,7 @@ class Service:
             return
         await running.registration.drain()
         in_use = bool(self.runner_sessions.in_use)
-        streams = [session.job.job_id for session in running.sessions.running]
+        streams = [session.job for session in running.sessions.running]
         async with asyncio.TaskGroup() as group:
             group.create_task(running.jobs.drain(self.settings.server.drain_seconds, streams))
             group.create_task(running.sessions.drain())
@@ -205,6 +205,7 @@ class Service:
             kind = Transcriptions(inference, self.settings.streaming)
         jobs = Jobs(kind, self.settings, self.metrics)
         await stack.enter_async_context(jobs.serve())
+        await stack.enter_async_context(self.runner_sessions.serve(jobs.end_session))
         sessions = Sessions(jobs, self.settings, self.metrics)
         await stack.enter_async_context(sessions.serve())
         await stack.enter_async_context(self.sources.serve())
