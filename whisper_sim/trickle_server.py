@@ -28,6 +28,10 @@ from whisper_byoc.trickle.protocol import (
     TERMINATED,
     parse_seq,
 )
+from whisper_sim import node_trickle
+
+_LOWEST = {"POST": NEXT}
+"""By method, the lowest seq that go-livepeer takes."""
 
 
 class Refused(Exception):
@@ -60,8 +64,11 @@ class ServedChannel(LocalChannel):
         return self._clock() - self._write_time > seconds
 
 
-async def answer_get(request: Request, channel: ServedChannel, asked: int) -> Response:
-    """One segment, as it is and as it grows; nothing is sent before its first byte."""
+async def answer_get(
+    request: Request, channel: ServedChannel, asked: int, *, node: bool
+) -> Response:
+    """One segment, as it is and as it grows; nothing is sent before its first byte. node: whether
+    that is waited for even when the client has gone."""
     latest = channel.next_write
     segment = channel.find(asked)
     if segment is None:
@@ -69,8 +76,9 @@ async def answer_get(request: Request, channel: ServedChannel, asked: int) -> Re
     headers = {SEQ: str(segment.seq)}
     if latest != segment.seq:
         headers[LATEST] = str(latest)
+    waiting = _has_begun(channel, segment)
     try:
-        await while_connected(request, _has_begun(channel, segment))
+        await (waiting if node else while_connected(request, waiting))
     except Vanished as error:
         return await answer_vanished(request, error)
     if not len(segment):
@@ -87,7 +95,8 @@ class TrickleServer:
 
     autocreate: whether a POST makes a channel. idle_seconds, sweep_seconds: when a channel that
     nobody writes to is closed, and how often that is looked for. before_create, before_delete:
-    called with the name of a channel; they raise Refused to say no.
+    called with the name of a channel; they raise Refused to say no. node: whether it answers as
+    livepeer/node's, which also sweeps nothing, instead of go-livepeer's.
     Its state is changed by its handlers and by `serve`'s sweep, all in one event loop.
     """
 
@@ -99,8 +108,10 @@ class TrickleServer:
         sweep_seconds: float = 60.0,
         before_create: Hook | None = None,
         before_delete: Hook | None = None,
+        node: bool = False,
     ) -> None:
         self.channels: dict[str, ServedChannel] = {}
+        self._node = node
         self._autocreate = autocreate
         self._idle_seconds, self._sweep_seconds = idle_seconds, sweep_seconds
         self._before_create, self._before_delete = before_create, before_delete
@@ -141,14 +152,18 @@ class TrickleServer:
         while True:
             await asyncio.sleep(self._sweep_seconds)
             for name, channel in list(self.channels.items()):
-                if not name.startswith("_") and channel.is_idle(self._idle_seconds):
+                if (
+                    not self._node
+                    and not name.startswith("_")
+                    and channel.is_idle(self._idle_seconds)
+                ):
                     self.delete(name)
 
     async def _channel(self, request: Request) -> Response:
         name = request.path_params["name"]
         if request.method == "DELETE":
             if name not in self.channels:
-                return refusal("Invalid stream", 400)
+                return refusal("invalid stream" if self._node else "Invalid stream", 400)
             return _asked(self._before_delete, name) or self._deleted(name)
         if name in self.channels:
             return Response()
@@ -162,13 +177,15 @@ class TrickleServer:
                 return refused
         seq = parse_seq(request.path_params["seq"])
         channel = self.channels[name]
-        if seq is None or (request.method == "POST" and seq < NEXT):
+        lowest = node_trickle.LOWEST if self._node else _LOWEST
+        if seq is None or seq < lowest.get(request.method, seq):
             return invalid_seq()
         if request.method == "DELETE":
             return Response() if channel.delete(seq) else refusal("Nonexistent segment", 400)
         if request.method == "POST":
-            return await answer_post(request, channel, seq)
-        return await answer_get(request, channel, seq)
+            answer = node_trickle.answer_post if self._node else answer_post
+            return await answer(request, channel, seq)
+        return await answer_get(request, channel, seq, node=self._node)
 
     async def _next(self, request: Request) -> Response:
         channel = self.channels.get(request.path_params["name"])
