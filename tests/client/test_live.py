@@ -2,7 +2,7 @@
 
 import asyncio
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha1
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp.http_websocket import WS_KEY
 
+from tests.client.conftest import Send, ignore, never_read, pieces, refusal, silent_behind
 from tests.conftest import MODELS, Speak, pcm, serve_app
 from tests.scripted import ScriptedModel, scripted_engine
 from whisper_byoc.client import ClientError, LiveClient
@@ -21,20 +22,6 @@ pytestmark = pytest.mark.anyio
 TIMEOUT = 60
 EMPTY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 PAGE = b"<!DOCTYPE html>" + b"x" * 1000
-Send = Callable[..., Coroutine[Any, Any, Any]]
-
-
-@pytest.fixture(params=["transcribe", "converse"])
-def send(request: pytest.FixtureRequest) -> Send:
-    """Both ways of sending audio: client, audio, receive and options."""
-
-    async def by_put_and_get(client: LiveClient, audio: AsyncIterator[bytes], *rest: Any) -> Any:
-        return await client.transcribe("job", audio, *rest)
-
-    async def by_socket(client: LiveClient, audio: AsyncIterator[bytes], *rest: Any) -> Any:
-        return await client.converse(audio, *rest, job="job")
-
-    return by_put_and_get if request.param == "transcribe" else by_socket
 
 
 @asynccontextmanager
@@ -54,30 +41,9 @@ async def answering(
         yield f"http://127.0.0.1:{it.sockets[0].getsockname()[1]}"
 
 
-async def pieces(*audio: bytes) -> AsyncIterator[bytes]:
-    for piece in audio:
-        yield piece
-
-
-async def silent_behind(*audio: bytes) -> AsyncIterator[bytes]:
-    """A microphone that gives nothing more."""
-    for piece in audio:
-        yield piece
-    await asyncio.Event().wait()
-
-
-async def never_read() -> AsyncIterator[bytes]:
-    raise AssertionError("audio was read")
-    yield b""
-
-
 async def broken(error: Exception) -> AsyncIterator[bytes]:
     yield b"\0" * 3200
     raise error
-
-
-def ignore(text: str) -> None:
-    pass
 
 
 async def test_a_client_reads_any_number_of_outputs_at_once() -> None:
@@ -206,12 +172,6 @@ async def test_a_job_that_others_end_is_no_success(send: Send, speak: Speak) -> 
         await heard.wait()
         await client.delete("job")
     assert "took a part of its audio" in str(sending.result())
-
-
-async def refusal(sending: Awaitable[Any]) -> ClientError:
-    with pytest.raises(ClientError) as error:
-        await sending
-    return error.value
 
 
 async def test_no_audio_is_an_error_and_leaves_no_job(send: Send) -> None:
