@@ -79,7 +79,7 @@ def test_an_event_can_be_read_from_its_document(event: Event) -> None:
     read = event_of({**document, "final": True})  # which only a WebSocket's frames have
     assert type(read) is type(event)
     assert event_document(read) == document
-    if isinstance(event, Final):
+    if isinstance(read, Final):
         assert event_of(event_document(event, words=False)) == replace(read, words=())
 
 
