@@ -16,9 +16,8 @@ from whisper_byoc import errors
 from whisper_byoc.doors import batch, live, segments, socket, system, worker
 from whisper_byoc.doors.errors import answer_error, error_document
 from whisper_byoc.doors.requests import Vanished, answer_vanished
+from whisper_byoc.orchestrator.runner_sessions import SESSION_HEADER
 from whisper_byoc.service import Service
-
-SESSION_HEADER = "Livepeer-Session-Id"
 
 
 def build_app(service: Service) -> Starlette:
@@ -69,25 +68,19 @@ class Slashes:
 
 
 class RunnerSessions:
-    """Notes which sessions of a Live Runner are in use, for its heartbeats."""
+    """Notes which sessions of a Live Runner are in use."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        session = Headers(scope=scope).get(SESSION_HEADER) if "headers" in scope else None
-        if session is None:
+        headers = Headers(scope=scope) if "headers" in scope else Headers()
+        if SESSION_HEADER not in headers:
             await self._app(scope, receive, send)
             return
-        running = self._service.runner_sessions
-        running[session] += 1
-        try:
+        with self._service.runner_sessions.request(headers):
             await self._app(scope, receive, send)
-        finally:
-            running[session] -= 1
-            if not running[session]:
-                del running[session]
 
 
 async def answer_http_error(request: Request, error: Exception) -> JSONResponse:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from examples.grayscale import Grayscale
 from examples.green_tint import GreenTint
 from examples.passthrough import Passthrough
-from tests.conftest import serve_app
+from tests.conftest import LOOPBACK, serve_app
 from whisper_byoc.client import ClientError, ProcessorClient
 from whisper_byoc.errors import ConfigurationError
 from whisper_byoc.jobs.processing import Processor, load_processor
@@ -35,7 +35,7 @@ def frame() -> Frame:
 
 
 # A gateway hears nothing of a stream before its first status behind the beginning.
-SETTINGS = Settings(worker=WorkerSettings(heartbeat_seconds=0.1))
+SETTINGS = Settings(orchestrator=LOOPBACK, worker=WorkerSettings(heartbeat_seconds=0.1))
 
 
 def serve_processor(

@@ -39,7 +39,7 @@ from whisper_byoc.transcript import (
     Word,
 )
 
-ANY_HOST: frozenset[str] = frozenset()
+ANY_HOST: frozenset[str] | None = None
 URLS: dict[str, Any] = {
     "subscribe_url": "https://orch:8935/ai/trickle/s",
     "publish_url": "https://orch:8935/ai/trickle/s-out",
@@ -56,7 +56,7 @@ JSON = st.recursive(
 
 
 def start(
-    hosts: frozenset[str] = ANY_HOST, named: str | None = None, **fields: Any
+    hosts: frozenset[str] | None = ANY_HOST, named: str | None = None, **fields: Any
 ) -> StartRequest:
     return parse_start(json.dumps(fields).encode(), named, hosts)
 
