@@ -26,7 +26,7 @@ def rows() -> Iterator[str]:
             value = getattr(group.default, name)
             if isinstance(value, SecretStr):
                 value = value.get_secret_value()
-            shown = ",".join(value) if isinstance(value, tuple) else value
+            shown = ",".join(value) if isinstance(value, tuple) else "" if value is None else value
             variable = f"WHISPER_{group_name}_{name}".upper()
             yield f"| `{variable}` | `{shown}` | {field.description} |"
 

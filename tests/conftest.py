@@ -19,9 +19,15 @@ from numpy.typing import NDArray
 from whisper_byoc.app import build_app
 from whisper_byoc.cli import Server, listen
 from whisper_byoc.inference.engine import open_engine as inference_engine
+from whisper_byoc.jobs.job import DIRECT, JobKey
 from whisper_byoc.jobs.processing import Processor
 from whisper_byoc.service import OpenEngine, Service
-from whisper_byoc.settings import ModelSettings, ServerSettings, Settings
+from whisper_byoc.settings import (
+    ModelSettings,
+    OrchestratorSettings,
+    ServerSettings,
+    Settings,
+)
 
 # Nothing here is timed: a busy machine would fail what is right.
 hypothesis_settings.register_profile("untimed", deadline=None)
@@ -31,6 +37,8 @@ REPOSITORY = Path(__file__).parent.parent
 MODELS = REPOSITORY / "models"
 SPEECH_DIR = Path(os.environ.get("SPEECH_DIR", REPOSITORY.parent / "shared" / "speech"))
 TTS_RATE = 24_000
+LOOPBACK = OrchestratorSettings(allowed_hosts=("127.0.0.1", "localhost"))
+"""For services whose orchestrators are on this machine."""
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +100,11 @@ def wav(audio: bytes) -> bytes:
     return file.getvalue()
 
 
+def direct(job_id: str) -> JobKey:
+    """The key of a job whose callers come through no session."""
+    return JobKey(job_id, DIRECT)
+
+
 @asynccontextmanager
 async def serve_app(
     open_engine: OpenEngine | None = None,
@@ -100,7 +113,7 @@ async def serve_app(
     port: int = 0,
 ) -> AsyncIterator[tuple[str, Service]]:
     """The real application on a real socket: its URL and its service, ready."""
-    settings = settings or Settings(model=ModelSettings(directory=MODELS))
+    settings = settings or Settings(model=ModelSettings(directory=MODELS), orchestrator=LOOPBACK)
     service = Service(settings, open_engine or inference_engine, processor)
     server = Server(uvicorn.Config(build_app(service), log_config=None, access_log=False))
     with listen(ServerSettings(host="127.0.0.1", port=port)) as listener:
@@ -111,5 +124,6 @@ async def serve_app(
                 yield f"http://127.0.0.1:{listener.getsockname()[1]}", service
             finally:
                 await service.drain()
+                await service.leave()
                 server.stop()
                 await serving

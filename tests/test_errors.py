@@ -41,6 +41,11 @@ TEXTS: list[tuple[ServiceError, str, str]] = [
         " dots",
     ),
     (
+        errors.InvalidSession(129),
+        "invalid_session",
+        "Livepeer-Session-Id has 129 characters, expected 1 to 128 of A-Z a-z 0-9 _ -",
+    ),
+    (
         errors.InvalidOption("task", "sing", "one of a, b"),
         "invalid_option",
         "task is 'sing', expected one of a, b",

@@ -21,7 +21,7 @@ from aiohttp import web
 from numpy.typing import NDArray
 from whisper.normalizers import EnglishTextNormalizer
 
-from tests.conftest import REPOSITORY, Speak, serve_app
+from tests.conftest import LOOPBACK, REPOSITORY, Speak, direct, serve_app
 from tests.pytrickle_peer import open_publisher, open_subscriber
 from tests.scripted import ScriptedModel, scripted_engine
 from whisper_byoc.audio.source import open_source
@@ -254,7 +254,7 @@ async def test_case_121_video_without_audio_is_no_error_and_audio_may_come_later
     speech = padded(speak(TEXT))
     silent = await transport_segments(np.zeros(48_000, np.float32), codec=None)
     spoken = await transport_segments(speech, first_time=3.0)
-    settings = Settings(worker=WorkerSettings(heartbeat_seconds=0.2))
+    settings = Settings(orchestrator=LOOPBACK, worker=WorkerSettings(heartbeat_seconds=0.2))
     async with (
         serve_app(scripted_engine(ScriptedModel()), settings) as (url, service),
         open_orchestrator() as orchestrator,
@@ -288,7 +288,10 @@ async def test_case_122_a_long_stream_loses_nothing_and_its_memory_is_flat(speak
     sentence = padded(speak(TEXT), 1.0, 1.0)
     minute = np.concatenate([sentence, np.zeros(60 * 16_000 - len(sentence), np.float32)])
     segments = await transport_segments(minute, 2.0, video=False)
-    settings = Settings(worker=WorkerSettings(heartbeat_seconds=0.05, data_keepalive_seconds=0.5))
+    settings = Settings(
+        orchestrator=LOOPBACK,
+        worker=WorkerSettings(heartbeat_seconds=0.05, data_keepalive_seconds=0.5),
+    )
     times = Times(events=10, line_reader=0.001)
     async with (
         serve_app(scripted_engine(ScriptedModel()), settings) as (url, _),
@@ -337,6 +340,7 @@ async def mortal_orchestrator() -> AsyncIterator[tuple[str, Process]]:
 async def test_case_123_an_orchestrator_that_dies_leaves_nothing_behind(speak: Speak) -> None:
     """Killed in mid-stream: what was heard is flushed, the slot is free, the next start works."""
     settings = Settings(
+        orchestrator=LOOPBACK,
         jobs=JobSettings(max_jobs=1),
         worker=WorkerSettings(retry_seconds=0.5, heartbeat_seconds=0.1),
     )
@@ -370,7 +374,7 @@ async def test_case_123_an_orchestrator_that_dies_leaves_nothing_behind(speak: S
             await until(lambda it: it["audio_seconds"] > seconds - 0.2)
             async with http.get(f"{base}d/0") as answer:
                 assert json.loads(await answer.read())["type"] in ("partial", "final")
-            job = service.jobs.get("dies")
+            job = service.jobs.get(direct("dies"))
             process.kill()
             await job.until_ended()
         while service.sessions.running:

@@ -10,6 +10,7 @@ ServiceError
 │   └── NothingBaked          weights/baking.py
 ├── RequestError              the caller has to mend something
 │   ├── InvalidJobId
+│   ├── InvalidSession
 │   ├── InvalidOption
 │   │   └── ForbiddenUrl      a URL that this service may not open
 │   ├── UnknownModel
@@ -32,7 +33,7 @@ ServiceError
 ├── SlowReader                a reader of output fell behind what is kept
 ├── NoAnswer                  orchestrator/registration.py: an orchestrator could not be asked
 ├── TrickleError              trickle/protocol.py: what other ends of a channel answer
-├── ClientError               client.py: the server answered with an error or broke off
+├── ClientError               client/: the server answered with an error or broke off
 ├── ProcessorError            a hosted processor failed on this input
 └── DecodeError               inference failed on this request
 """
@@ -113,6 +114,18 @@ class InvalidJobId(RequestError):
     )
 
     job_id: str
+
+
+class InvalidSession(RequestError):
+    """The header of an orchestrator's session is none. What it holds is not shown: it may be a
+    client's secret."""
+
+    code = "invalid_session"
+    text = (
+        "Livepeer-Session-Id has {num_characters} characters, expected 1 to 128 of A-Z a-z 0-9 _ -"
+    )
+
+    num_characters: int
 
 
 class InvalidOption(RequestError):

@@ -4,9 +4,13 @@ import asyncio
 import importlib.metadata
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -18,13 +22,20 @@ from whisper_byoc.jobs.processing import Host, Processings, Processor
 from whisper_byoc.jobs.sources import Sources
 from whisper_byoc.jobs.transcription import Inference, Transcriptions
 from whisper_byoc.metrics import Metrics
+from whisper_byoc.orchestrator.entry import Identity
 from whisper_byoc.orchestrator.registration import Registration
+from whisper_byoc.orchestrator.runner_sessions import RunnerSessions
 from whisper_byoc.orchestrator.sessions import Sessions
 from whisper_byoc.settings import ModelSettings, Settings
 
 logger = logging.getLogger(__name__)
 
 VERSION = importlib.metadata.version("whisper-byoc")
+
+_ANSWERED_SECONDS = 5.0
+"""For the last words to be sent to who reads slowly."""
+_SETTLE_SECONDS = 0.5
+"""For them to pass through the orchestrator, which cuts what it has not passed on when we leave."""
 
 OpenEngine = Callable[[ModelSettings], AbstractAsyncContextManager[Engine]]
 
@@ -52,8 +63,7 @@ class Service:
     """Owns engine, voice activity, jobs, streams and registration; `serve` opens them.
 
     processor: what is hosted in place of Whisper. All load in the background, so that health can be
-    asked at once. `runner_sessions` counts the requests that are being answered, by the Live Runner
-    session they came through.
+    asked at once.
     """
 
     def __init__(
@@ -65,7 +75,7 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.sources = Sources()
-        self.runner_sessions: Counter[str] = Counter()
+        self.runner_sessions = RunnerSessions(settings)
         self._processor = processor
         self._open_engine = open_engine
         self._outcome: Running | ServiceError | None = None
@@ -124,15 +134,27 @@ class Service:
         await self._settled.wait()
 
     async def drain(self) -> None:
-        """Refuse new jobs and flush the running ones within the time that the settings give."""
+        """Get no new work, flush the running jobs within the time that the settings give, and let
+        their answers arrive. Call `leave` then: an orchestrator cuts what still runs."""
         running = self._running
         if running is None:
             return
-        streams = [session.job.job_id for session in running.sessions.running]
+        await running.registration.drain()
+        in_use = bool(self.runner_sessions.in_use)
+        streams = [session.job for session in running.sessions.running]
         async with asyncio.TaskGroup() as group:
             group.create_task(running.jobs.drain(self.settings.server.drain_seconds, streams))
             group.create_task(running.sessions.drain())
-            group.create_task(running.registration.withdraw())
+        if in_use:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_ANSWERED_SECONDS):
+                    await self.runner_sessions.until_answered()
+            await asyncio.sleep(_SETTLE_SECONDS)
+
+    async def leave(self) -> None:
+        """Unregister, within 3 s."""
+        if self._running is not None:
+            await self._running.registration.withdraw()
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
@@ -183,11 +205,16 @@ class Service:
             kind = Transcriptions(inference, self.settings.streaming)
         jobs = Jobs(kind, self.settings, self.metrics)
         await stack.enter_async_context(jobs.serve())
+        await stack.enter_async_context(self.runner_sessions.serve(jobs.end_session))
         sessions = Sessions(jobs, self.settings, self.metrics)
         await stack.enter_async_context(sessions.serve())
         await stack.enter_async_context(self.sources.serve())
+        gpu = None if engine is None else engine.gpu
         registration = Registration(
-            self.settings, kind.model_names[0], VERSION, lambda: list(self.runner_sessions)
+            self.settings,
+            Identity(kind.model_names[0], VERSION, gpu),
+            self.runner_sessions,
+            lambda: len(sessions.running),
         )
         return Running(engine, jobs, sessions, registration)
 

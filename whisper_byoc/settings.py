@@ -6,6 +6,7 @@ both are there ours counts.
 """
 
 import os
+import re
 from collections.abc import Mapping, MutableMapping
 from enum import StrEnum
 from pathlib import Path
@@ -64,8 +65,26 @@ class LogLevel(StrEnum):
 class Interface(StrEnum):
     """Which of an orchestrator's interfaces a worker announces itself to."""
 
-    BYOC = "byoc"
     LIVE_RUNNER = "live-runner"
+    BYOC = "byoc"
+    """Of go-livepeer up to 0.9.4."""
+
+
+class RunnerMode(StrEnum):
+    """How clients of the network come to a Live Runner."""
+
+    PERSISTENT = "persistent"
+    """They reserve a session, and stop it."""
+    SINGLE_SHOT = "single-shot"
+    """Each request is a session of its own."""
+
+
+class PriceUnit(StrEnum):
+    """What a Live Runner's price is paid for."""
+
+    HOUR = "hour"
+    FIXED = "fixed"
+    """A session, however long."""
 
 
 def _words(value: object) -> object:
@@ -92,9 +111,17 @@ def _bare_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(_bare_url, urls))
 
 
+def _runner_id(text: str) -> str:
+    """Raises ValueError for what orchestrators refuse."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{0,128}", text):
+        raise ValueError("should be at most 128 ASCII letters, digits, _ and -")
+    return text
+
+
 # NoDecode: pydantic-settings would read the variable of a tuple as JSON.
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Secret = Annotated[SecretStr, BeforeValidator(_stripped)]
+RunnerId = Annotated[str, AfterValidator(_runner_id)]
 
 
 class ServerSettings(Group):
@@ -192,16 +219,26 @@ class OrchestratorSettings(Group):
     )
     secret: Secret = Field(SecretStr(""), description="what orchestrators know us by; ORCH_SECRET")
     interfaces: Annotated[tuple[Interface, ...], NoDecode, BeforeValidator(_words)] = Field(
-        (Interface.BYOC,), description="byoc, live-runner, or both with a comma between"
+        (Interface.LIVE_RUNNER,),
+        min_length=1,
+        description="live-runner; byoc for go-livepeer up to 0.9.4; or both with a comma between",
     )
-    interval: float = Field(60.0, gt=0, le=3600, description="s between two registrations")
+    interval: float = Field(
+        60.0,
+        gt=0,
+        le=3600,
+        description="s between two BYOC registrations, and between two attempts that were rejected",
+    )
     verify_tls: bool = Field(
-        False, description="check orchestrators' certificates, which they mostly sign themselves"
+        True, description="check orchestrators' certificates; go-livepeer signs its own"
+    )
+    ca_file: Path | None = Field(
+        None, description="certificates (PEM) to trust beside the system's; empty for none"
     )
     allowed_hosts: Words = Field(
         (),
-        description="hosts of the URLs that a start may name; default those of the orchestrators,"
-        " any when there are none",
+        description="hosts of URLs that callers name, for a BYOC start or as a session's callback;"
+        " default those of the orchestrators",
     )
     token: Secret = Field(
         SecretStr(""),
@@ -210,9 +247,17 @@ class OrchestratorSettings(Group):
 
     @property
     def hosts(self) -> frozenset[str]:
-        """Hosts that callers may name, in lower case; empty means any."""
+        """That the callbacks of a session may lead to, in lower case."""
         named = self.allowed_hosts or tuple(urlsplit(url).hostname or "" for url in self.urls)
         return frozenset(host.lower() for host in named)
+
+    @property
+    def start_hosts(self) -> frozenset[str] | None:
+        """That the URLs of a start may lead to, in lower case; None means any. An open container
+        must not fetch what strangers name, so any takes a token."""
+        if self.allowed_hosts or (self.urls and Interface.BYOC in self.interfaces):
+            return self.hosts
+        return None if self.token.get_secret_value() else frozenset()
 
 
 class CapabilitySettings(Group):
@@ -229,7 +274,8 @@ class CapabilitySettings(Group):
     capacity: int = Field(
         0,
         ge=0,
-        description="streams at once; 0 means WHISPER_JOBS_MAX_JOBS; CAPABILITY_CAPACITY",
+        description="streams or sessions offered at once; 0 means WHISPER_JOBS_MAX_JOBS;"
+        " CAPABILITY_CAPACITY",
     )
     price_per_unit: int = Field(
         0, ge=0, description="price of a second, before scaling; CAPABILITY_PRICE_PER_UNIT"
@@ -241,9 +287,55 @@ class CapabilitySettings(Group):
         "wei",
         description="wei, eth, or what the orchestrator has a feed for; CAPABILITY_PRICE_CURRENCY",
     )
-    pipeline: str = Field("byoc", min_length=1, description="name in status documents; PIPELINE")
-    price_usd_per_hour: float = Field(
-        0.0, ge=0, description="price told to the Live Runner interface"
+    pipeline: str = Field(
+        "live-transcription",
+        min_length=1,
+        description="name in status documents, and first half of the app id; PIPELINE",
+    )
+
+
+class RunnerSettings(Group):
+    """What the Live Runner interface tells, and how its sessions are kept."""
+
+    app: str = Field(
+        "",
+        description="app id that clients ask for; empty means the pipeline, a slash and the model",
+    )
+    modes: Annotated[tuple[RunnerMode, ...], NoDecode, BeforeValidator(_words)] = Field(
+        (RunnerMode.PERSISTENT,),
+        min_length=1,
+        description="persistent, single-shot, or both with a comma between: an entry each",
+    )
+    id: RunnerId = Field(
+        "",
+        description="id to ask for, so that URLs stay when the service restarts; empty lets the"
+        " orchestrator choose",
+    )
+    single_shot_id: RunnerId = Field(
+        "", description="the single-shot entry's id where there are two; empty as above"
+    )
+    price: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="price in USD; on-chain orchestrators refuse 0, others do not look at it",
+    )
+    price_unit: PriceUnit = Field(PriceUnit.HOUR, description="hour, or fixed for a whole session")
+    single_shot_price: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="the single-shot entry's price; empty as the other",
+    )
+    single_shot_price_unit: PriceUnit | None = Field(
+        None, description="the single-shot entry's unit; empty as the other"
+    )
+    proxy: bool = Field(False, description="ask the orchestrator for a short URL of its own")
+    session_idle_seconds: float = Field(
+        600.0,
+        gt=0,
+        le=86400,
+        description="s without a request after which a session is stopped: orchestrators never do",
     )
 
 
@@ -339,6 +431,7 @@ class Settings(BaseSettings):
         env_prefix="WHISPER_",
         env_nested_delimiter="_",
         env_nested_max_split=1,
+        env_ignore_empty=True,
         frozen=True,
         extra="forbid",
     )
@@ -349,7 +442,12 @@ class Settings(BaseSettings):
     jobs: JobSettings = JobSettings()
     orchestrator: OrchestratorSettings = OrchestratorSettings()
     capability: CapabilitySettings = CapabilitySettings()
+    runner: RunnerSettings = RunnerSettings()
     worker: WorkerSettings = WorkerSettings()
+
+    def app_id(self, model_name: str) -> str:
+        """What clients of the network ask a Live Runner for."""
+        return self.runner.app or f"{self.capability.pipeline}/{model_name}"
 
     @classmethod
     def settings_customise_sources(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import SecretStr
 from yarl import URL
 
-from tests.conftest import MODELS, serve_app
+from tests.conftest import LOOPBACK, MODELS, serve_app
 from tests.conftest import pcm as as_pcm
 from tests.scripted import ScriptedModel, scripted_engine
 from whisper_byoc.app import build_app
@@ -36,6 +36,7 @@ from whisper_byoc.orchestrator.sessions import Sessions
 from whisper_byoc.service import OpenEngine, Service
 from whisper_byoc.settings import (
     CapabilitySettings,
+    Interface,
     JobSettings,
     ModelSettings,
     OrchestratorSettings,
@@ -148,7 +149,9 @@ async def open_worker(
 ) -> AsyncIterator[Worker]:
     """A service with its groups of settings, and a limit on how long a test may take."""
     model = model or ScriptedModel()
-    settings = Settings(model=ModelSettings(directory=MODELS), **groups)
+    settings = Settings(
+        model=ModelSettings(directory=MODELS), **{"orchestrator": LOOPBACK, **groups}
+    )
     async with (
         asyncio.timeout(TIMEOUT),
         serve_app(open_engine or scripted_engine(model), settings) as (url, service),
@@ -176,7 +179,7 @@ async def worker() -> AsyncIterator[Worker]:
 async def refusing() -> AsyncIterator[Worker]:
     """One worker for many requests that leave nothing behind."""
     engine, model = scripted_engine(ScriptedModel()), ModelSettings(directory=MODELS)
-    async with serve_app(engine, Settings(model=model)) as (url, service):
+    async with serve_app(engine, Settings(model=model, orchestrator=LOOPBACK)) as (url, service):
         yield Worker(url, service, ScriptedModel())
 
 
@@ -480,7 +483,7 @@ async def test_a_host_that_is_not_allowed_is_refused(url: str) -> None:
 async def test_hosts_that_are_allowed_are_those_of_the_orchestrators(
     orchestrator: Orchestrator,
 ) -> None:
-    registered = OrchestratorSettings(urls=(orchestrator.url,))
+    registered = OrchestratorSettings(urls=(orchestrator.url,), interfaces=(Interface.BYOC,))
     async with open_worker(orchestrator=registered) as worker:
         answer = await worker.start("s", data_url="http://localhost:1/s")
         assert answer.document["message"].endswith("expected a host that is allowed: 127.0.0.1")
@@ -658,7 +661,9 @@ async def test_case_077_the_last_words_of_real_speech_are_published_before_the_a
     orchestrator: Orchestrator, sentence: Samples
 ) -> None:
     settings = Settings(
-        model=ModelSettings(directory=MODELS), worker=WorkerSettings(stop_seconds=60)
+        model=ModelSettings(directory=MODELS),
+        orchestrator=LOOPBACK,
+        worker=WorkerSettings(stop_seconds=60),
     )
     segments = await transport_segments(sentence)
     assert len(segments) <= 5, "a channel would forget the first"

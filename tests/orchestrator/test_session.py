@@ -156,7 +156,7 @@ async def open_worker(
     settings = Settings(
         model=ModelSettings(directory=MODELS),
         jobs=JobSettings(**(jobs or {})),
-        orchestrator=OrchestratorSettings(verify_tls=verify_tls),
+        orchestrator=OrchestratorSettings(verify_tls=verify_tls, allowed_hosts=("127.0.0.1",)),
         worker=WorkerSettings(**{"heartbeat_seconds": QUICK, **worker}),
     )
     model = model or ScriptedModel()
@@ -678,31 +678,30 @@ async def tls_channels(tmp_path: Path) -> AsyncIterator[ScriptedChannels]:
         yield opened
 
 
-async def test_case_053_a_self_signed_certificate_is_taken(
+async def test_case_053_a_self_signed_certificate_is_taken_by_setting(
     tls_channels: ScriptedChannels,
 ) -> None:
-    assert not OrchestratorSettings().verify_tls
     tls_channels.script("GET c/-2", segment(0, b"zero"))
-    async with publisher(tls_channels) as it:
+    async with publisher(tls_channels, tls=False) as it:
         await it.publish(b"message")
-    async with subscriber(tls_channels) as reading:
+    async with subscriber(tls_channels, tls=False) as reading:
         assert await read(reading) == (0, b"zero")
     assert tls_channels.posted("c") == [b"message"]
 
 
-async def test_case_053_a_self_signed_certificate_is_refused_by_setting(
+async def test_case_053_a_self_signed_certificate_is_refused(
     tls_channels: ScriptedChannels,
 ) -> None:
-    async with publisher(tls_channels, verify_tls=True, retry_seconds=0.1) as it:
+    async with publisher(tls_channels, tls=True, retry_seconds=0.1) as it:
         with pytest.raises(TrickleError, match="certificate"):
             await it.publish(b"message")
-    async with subscriber(tls_channels, verify_tls=True, retry_seconds=0.1) as reading:
+    async with subscriber(tls_channels, tls=True, retry_seconds=0.1) as reading:
         with pytest.raises(TrickleError, match="certificate"):
             await anext(reading)
     assert tls_channels.exchanges == []
 
 
-@pytest.mark.parametrize("verify_tls", [False, True], ids=["taken", "refused by setting"])
+@pytest.mark.parametrize("verify_tls", [False, True], ids=["taken by setting", "refused"])
 async def test_case_053_a_whole_stream_over_a_self_signed_certificate_is(
     tls_channels: ScriptedChannels, verify_tls: bool
 ) -> None:

@@ -43,7 +43,12 @@ async def simulation(*arguments: str) -> AsyncIterator[tuple[Process, str]]:
 def registering(orchestrator: str, port: int) -> Settings:
     return Settings(
         orchestrator=OrchestratorSettings.model_validate(
-            {"urls": orchestrator, "secret": "secret", "interval": 0.2}
+            {
+                "urls": orchestrator,
+                "secret": "secret",
+                "interval": 0.2,
+                "interfaces": "byoc",
+            }
         ),
         capability=CapabilitySettings(url=f"http://127.0.0.1:{port}"),
     )

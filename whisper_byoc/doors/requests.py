@@ -15,8 +15,9 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from whisper_byoc import errors
-from whisper_byoc.jobs.job import Job, check_job_id
+from whisper_byoc.jobs.job import Job, JobKey
 from whisper_byoc.jobs.options import Options
+from whisper_byoc.orchestrator.runner_sessions import session_id_of
 from whisper_byoc.service import Service
 
 MODEL_HEADER = "X-Model-Id"
@@ -146,13 +147,18 @@ def service_of(connection: HTTPConnection[Any]) -> Service:
     return service
 
 
-def checked(request: Request) -> tuple[Service, str]:
-    """The service, and a job id that is one. Raises InvalidJobId, UnknownModel and NotReady."""
+def job_key(connection: HTTPConnection[Any], job_id: str) -> JobKey:
+    """The job that a request means: of its own session alone. Raises InvalidJobId."""
+    return JobKey(job_id, session_id_of(connection.headers))
+
+
+def checked(request: Request) -> tuple[Service, JobKey]:
+    """The service, and the job that the path names. Raises InvalidJobId, UnknownModel and
+    NotReady."""
     service = service_of(request)
-    job_id = request.path_params["job_id"]
-    check_job_id(job_id)
+    key = job_key(request, request.path_params["job_id"])
     check_model(request)
-    return service, job_id
+    return service, key
 
 
 def check_model(connection: HTTPConnection[Any]) -> None:
@@ -206,14 +212,14 @@ def options_of(connection: HTTPConnection[Any], job: Job | None) -> Options:
     return options
 
 
-def open_job(connection: HTTPConnection[Any], job_id: str) -> Job:
-    """The running job of this id with the options that the query names, or a new one.
+def open_job(connection: HTTPConnection[Any], key: JobKey) -> Job:
+    """The running job of this key with the options that the query names, or a new one.
 
     Raises InvalidOption, JobEnded, SourceBusy, and for a new one Draining and TooManyJobs.
     """
     jobs = service_of(connection).jobs
-    options = options_of(connection, jobs.find(job_id))
-    job = jobs.open(job_id, options)
+    options = options_of(connection, jobs.find(key))
+    job = jobs.open(key, options)
     job.check_receives()
     if job.options != options:
         job.change(options)

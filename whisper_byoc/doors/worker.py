@@ -47,7 +47,7 @@ def _as_worker(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
 async def start(request: Request, service: Service) -> Response:
     """Begin a stream and answer at once: its channels are opened behind the answer."""
     body = await read_body(request, MAX_MESSAGE_BYTES)
-    hosts = service.settings.orchestrator.hosts
+    hosts = service.settings.orchestrator.start_hosts
     message = parse_start(body, _named(request), hosts)
     session = service.sessions.start(message)
     return _done(service, "stream started", session.request.stream_id)

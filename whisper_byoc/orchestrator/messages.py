@@ -52,10 +52,10 @@ class StartRequest:
         return f"{safe.strip('.') or 'stream'}-{digest}"
 
 
-def parse_start(body: bytes, named: str | None, hosts: frozenset[str]) -> StartRequest:
+def parse_start(body: bytes, named: str | None, hosts: frozenset[str] | None) -> StartRequest:
     """The start request in `body`; named: the stream's id where the body has none.
 
-    hosts: that URLs may name; any when empty. Unknown keys are ignored.
+    hosts: that URLs may name; None means any. Unknown keys are ignored.
     Raises BadMessage, InvalidOption and ForbiddenUrl.
     """
     message = parse_object(body, '{"gateway_request_id": "...", "subscribe_url": "..."}')
@@ -79,7 +79,7 @@ def parse_update(body: bytes) -> dict[str, Any] | None:
     return message if message.keys() - {"keep"} else None
 
 
-def _url(name: str, value: object, hosts: frozenset[str]) -> str | None:
+def _url(name: str, value: object, hosts: frozenset[str] | None) -> str | None:
     if value is None or value == "":
         return None
     if not isinstance(value, str):
@@ -94,8 +94,8 @@ def _url(name: str, value: object, hosts: frozenset[str]) -> str | None:
         raise ForbiddenUrl(name, value, "a URL")
     if parts.scheme not in ("http", "https") or not host:
         raise ForbiddenUrl(name, value, "http:// or https:// and a host")
-    if hosts and host not in hosts:
-        allowed = ", ".join(sorted(hosts))
+    if hosts is not None and host not in hosts:
+        allowed = ", ".join(sorted(hosts)) or "none is, see WHISPER_ORCHESTRATOR_ALLOWED_HOSTS"
         raise ForbiddenUrl(name, value, f"a host that is allowed: {allowed}")
     return value
 

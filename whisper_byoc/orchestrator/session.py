@@ -17,6 +17,7 @@ from whisper_byoc.jobs.jobs import Jobs
 from whisper_byoc.jobs.work import Activity, JobLog
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.orchestrator import messages
+from whisper_byoc.orchestrator.tls import tls_of
 from whisper_byoc.settings import Settings
 from whisper_byoc.transcript import EndReason, Event, Failure, Payload
 from whisper_byoc.trickle.client import ClientOptions, Publisher, Subscriber, open_session
@@ -74,7 +75,7 @@ class Session:
         self._jobs = jobs
         self._settings = settings.worker
         self._options = ClientOptions(
-            settings.worker.retry_seconds, verify_tls=settings.orchestrator.verify_tls
+            settings.worker.retry_seconds, tls=tls_of(settings.orchestrator)
         )
         self._audio_format = audio_format
         self._metrics = metrics

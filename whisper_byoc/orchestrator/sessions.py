@@ -9,7 +9,7 @@ from typing import Any
 from whisper_byoc import errors
 from whisper_byoc.audio.content_types import format_of_content_type
 from whisper_byoc.audio.formats import AudioFormat
-from whisper_byoc.jobs.job import Job, JobState
+from whisper_byoc.jobs.job import DIRECT, Job, JobKey, JobState
 from whisper_byoc.jobs.jobs import Jobs
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.orchestrator.messages import StartRequest, known_options
@@ -114,18 +114,19 @@ class Sessions:
             logger.exception("stream %s failed", session.request.stream_id)
         finally:
             if session.job.state is not JobState.ENDED:
-                await self._jobs.cut_off(session.job.job_id)
+                await self._jobs.cut_off(session.job)
             del self._running[session.request.stream_id], self._tasks[session]
 
     def _open_job(self, request: StartRequest) -> Job:
         kind = self._jobs.kind
         defaults = kind.options()
         options = defaults.changed(known_options(defaults, request.params))
-        before = self._jobs.find(request.job_id)
+        key = JobKey(request.job_id, DIRECT)
+        before = self._jobs.find(key)
         if before is not None and before.state is not JobState.ENDED:
             raise errors.StreamExists(request.stream_id)
         # The same stream may come once more, after a swap and back.
-        return self._jobs.open(request.job_id, options, again=True, attended=True)
+        return self._jobs.open(key, options, again=True, attended=True)
 
 
 def _audio_format(params: Mapping[str, Any]) -> AudioFormat | None:

@@ -6,6 +6,7 @@ take as long as its sender does. Redirects are failures: they could lead anywher
 
 import asyncio
 import logging
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,18 +30,19 @@ _BROKEN = (aiohttp.ClientError, OSError, TimeoutError)
 
 @dataclass(frozen=True, slots=True)
 class ClientOptions:
-    """retry_seconds: of failures in a row, after which a channel is given up. verify_tls: whether
-    certificates are checked; orchestrators mostly sign their own."""
+    """retry_seconds: of failures in a row, after which a channel is given up. tls: how certificates
+    are checked, as aiohttp's `ssl`. shown_as: in the log, for a channel whose URL is a secret."""
 
     retry_seconds: float = 12.0
     reissue_seconds: float = REISSUE_SECONDS
-    verify_tls: bool = False
+    tls: ssl.SSLContext | bool = True
+    shown_as: str = ""
 
 
 @asynccontextmanager
 async def open_session(options: ClientOptions) -> AsyncIterator[aiohttp.ClientSession]:
     """Connections for any number of channels; all are closed at exit."""
-    connector = aiohttp.TCPConnector(limit=0, ssl=options.verify_tls)
+    connector = aiohttp.TCPConnector(limit=0, ssl=options.tls)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         yield session
@@ -183,7 +185,8 @@ class Subscriber:
             self._failures.reset()
         self.num_skipped += step.skipped
         if step.skipped:
-            logger.warning("channel %s: %d segments skipped", self.url, step.skipped)
+            shown = self._options.shown_as or f"channel {self.url}"
+            logger.warning("%s: %d segments skipped", shown, step.skipped)
         if step.then is protocol.Next.READ:
             self._seq = step.seq
             if response.content_length != 0:

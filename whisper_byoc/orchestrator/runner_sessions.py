@@ -1,0 +1,274 @@
+"""Sessions that clients have reserved at a Live Runner: which are in use, over, or silent.
+
+The rules are `SessionBook`'s (pure); `RunnerSessions` has the clock, the tasks and the sockets.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from whisper_byoc.errors import InvalidSession
+from whisper_byoc.orchestrator.tls import tls_of
+from whisper_byoc.settings import Settings
+
+SESSION_HEADER = "Livepeer-Session-Id"
+_ROUTE_HEADER = "Livepeer-Runner-Route"
+_TOKEN_HEADER = "Livepeer-Session-Token"
+_CONTROL_HEADER = "Livepeer-Session-Control"
+_SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_MAX_SESSIONS = 10_000
+"""As many as an orchestrator of livepeer/node has; a direct caller can invent any number."""
+_MAX_MISSING = 2
+"""Answers in a row without a session that mean it is over: one may have been on its way already
+when the session was reserved."""
+_STOP_SECONDS = 5.0
+_CHECKS = 4
+"""Looks for silent sessions within the time that makes one silent."""
+
+logger = logging.getLogger(__name__)
+
+EndJobs = Callable[[str], Coroutine[Any, Any, None]]
+"""Flushes and forgets the jobs of a session, by its id; raises nothing."""
+
+
+@dataclass(slots=True, eq=False)
+class RunnerSession:
+    """One session as its requests tell of it. Its id, token and control URL are its client's
+    secrets: they are not logged."""
+
+    session_id: str = field(repr=False)
+    runner_id: str
+    """Empty while only the orchestrator has told of it."""
+    control: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
+    num_requests: int = 0
+    """That are being answered now."""
+    last_time: float = 0.0
+    """When a request last began or ended."""
+    known: bool = False
+    """Whether the orchestrator itself has told of it: headers alone may be anyone's."""
+    num_missing: int = 0
+    """Answers in a row that did not list it."""
+
+
+def session_id_of(headers: Mapping[str, str]) -> str:
+    """The session that a request came through; empty where it came directly. Raises
+    InvalidSession."""
+    found = headers.get(SESSION_HEADER)
+    if found is None:
+        return ""
+    if not _SESSION_ID.fullmatch(found):
+        raise InvalidSession(len(found))
+    return found
+
+
+class SessionBook:
+    """What is known of sessions (pure). now: s of any clock. Bounded: the oldest session without
+    a request gives way."""
+
+    def __init__(self, max_sessions: int = _MAX_SESSIONS) -> None:
+        self._sessions: dict[str, RunnerSession] = {}
+        self._max_sessions = max_sessions
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def num_requests(self) -> int:
+        return sum(session.num_requests for session in self._sessions.values())
+
+    @property
+    def in_use(self) -> list[str]:
+        """Sessions with a request that is being answered."""
+        return [it.session_id for it in self._sessions.values() if it.num_requests]
+
+    def knows(self, session_id: str) -> bool:
+        """Whether an orchestrator has told of this session."""
+        session = self._sessions.get(session_id)
+        return session is not None and session.known
+
+    def begin(self, headers: Mapping[str, str], now: float) -> RunnerSession:
+        """A request has come through a session. Raises InvalidSession."""
+        session = self._session(session_id_of(headers), headers.get(_ROUTE_HEADER, ""), now)
+        session.control = headers.get(_CONTROL_HEADER, "")
+        session.token = headers.get(_TOKEN_HEADER, "")
+        session.num_requests += 1
+        session.last_time = now
+        return session
+
+    def end(self, session: RunnerSession, now: float) -> None:
+        """A request of the session has been answered."""
+        session.num_requests -= 1
+        session.last_time = now
+
+    def note_reserved(self, runner_id: str, session_id: str, now: float) -> None:
+        """The orchestrator says that a session has begun."""
+        session = self._session(session_id, runner_id, now)
+        session.known, session.num_missing = True, 0
+
+    def reconcile(self, runner_id: str, listed: Collection[str], now: float) -> list[str]:
+        """The orchestrator's list of our sessions; returns those that are over. Sessions of other
+        runners are not touched: a static one is in no list."""
+        for session_id in listed:
+            self.note_reserved(runner_id, session_id, now)
+        over = []
+        for session in list(self._sessions.values()):
+            if session.runner_id == runner_id and session.session_id not in listed:
+                session.num_missing += 1
+                if session.num_missing >= _MAX_MISSING:
+                    over.append(session.session_id)
+        return over
+
+    def of_runner(self, runner_id: str) -> list[str]:
+        return [it.session_id for it in self._sessions.values() if it.runner_id == runner_id]
+
+    def forget(self, session_id: str) -> None:
+        self._sessions.pop(session_id, None)
+
+    def silent(self, now: float, seconds: float) -> list[RunnerSession]:
+        """Those without a request for so long that have sent one: only a request brings the token
+        to stop a session with."""
+        return [
+            it
+            for it in self._sessions.values()
+            if it.control and not it.num_requests and now - it.last_time >= seconds
+        ]
+
+    def _session(self, session_id: str, runner_id: str, now: float) -> RunnerSession:
+        session = self._sessions.get(session_id)
+        if session is None:
+            self._make_room()
+            session = self._sessions[session_id] = RunnerSession(session_id, runner_id)
+            session.last_time = now
+        session.runner_id = runner_id or session.runner_id
+        return session
+
+    def _make_room(self) -> None:
+        if len(self._sessions) >= self._max_sessions:
+            idle = (it for it in self._sessions.values() if not it.num_requests)
+            oldest = min(idle, key=lambda it: it.last_time, default=None)
+            if oldest is not None:
+                self.forget(oldest.session_id)
+
+
+class RunnerSessions:
+    """Owns the sessions, and what is done at their end: their jobs are flushed and forgotten.
+
+    `request` notes requests at any time; `serve` must be entered for sessions to end.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._book = SessionBook()
+        self._group: asyncio.TaskGroup | None = None
+        self._end_jobs: EndJobs | None = None
+        self._answered = asyncio.Event()
+
+    @property
+    def in_use(self) -> list[str]:
+        """Ids of sessions with a request that is being answered."""
+        return self._book.in_use
+
+    def knows(self, session_id: str) -> bool:
+        """Whether an orchestrator has told us of this session, so that its requests are no one
+        else's."""
+        return self._book.knows(session_id)
+
+    @contextmanager
+    def request(self, headers: Mapping[str, str]) -> Iterator[None]:
+        """Note a request that has come through a session, for as long as it is being answered.
+        Raises InvalidSession."""
+        clock = asyncio.get_running_loop().time
+        session = self._book.begin(headers, clock())
+        try:
+            yield
+        finally:
+            self._book.end(session, clock())
+            self._answered.set()
+
+    async def until_answered(self) -> None:
+        """Return when no request of any session is being answered."""
+        while self._book.num_requests:
+            self._answered.clear()
+            await self._answered.wait()
+
+    @asynccontextmanager
+    async def serve(self, end_jobs: EndJobs) -> AsyncIterator[None]:
+        """End sessions while inside."""
+        async with asyncio.TaskGroup() as group:
+            self._end_jobs, self._group = end_jobs, group
+            watching = group.create_task(self._stop_silent())
+            try:
+                yield
+            finally:
+                self._group = None
+                watching.cancel()
+
+    def note_reserved(self, runner_id: str, session_id: str) -> None:
+        """The orchestrator says that a session of this runner has begun."""
+        self._book.note_reserved(runner_id, session_id, asyncio.get_running_loop().time())
+
+    def reconcile(self, runner_id: str, listed: Collection[str]) -> None:
+        """The orchestrator's list of this runner's sessions."""
+        now = asyncio.get_running_loop().time()
+        for session_id in self._book.reconcile(runner_id, listed, now):
+            self.release(session_id)
+
+    def forget_runner(self, runner_id: str) -> None:
+        """The registration is over, and every session with it."""
+        for session_id in self._book.of_runner(runner_id):
+            self.release(session_id)
+
+    def release(self, session_id: str) -> None:
+        """The session is over: flush its jobs, behind the caller's back."""
+        self._book.forget(session_id)
+        if self._group is not None and self._end_jobs is not None:
+            self._group.create_task(self._end_jobs(session_id))
+
+    async def _stop_silent(self) -> None:
+        limit = self._settings.runner.session_idle_seconds
+        while True:
+            await asyncio.sleep(limit / _CHECKS)
+            now = asyncio.get_running_loop().time()
+            for session in self._book.silent(now, limit):
+                self.release(session.session_id)
+                await self._stop(session)
+
+    async def _stop(self, session: RunnerSession) -> None:
+        """Give the session back to its orchestrator, which would keep it for ever."""
+        url = session.control.rstrip("/") + "/stop"
+        host = (urlsplit(url).hostname or "").lower()
+        if host not in self._settings.orchestrator.hosts:
+            # The header may be anyone's, and could lead anywhere.
+            logger.warning(
+                "a silent session of runner %s cannot be stopped: its callbacks lead to host %r,"
+                " expected one of WHISPER_ORCHESTRATOR_ALLOWED_HOSTS",
+                session.runner_id[:128],
+                host[:128],
+            )
+            return
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_STOP_SECONDS)) as http,
+                http.post(
+                    url,
+                    headers={_TOKEN_HEADER: session.token},
+                    ssl=tls_of(self._settings.orchestrator),
+                    allow_redirects=False,
+                ) as answer,
+            ):
+                fine = answer.status < 300 or answer.status == 404  # 404: it is over already
+                problem = "" if fine else f"status {answer.status}"
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            problem = type(error).__name__
+        if problem:
+            logger.warning("a silent session at %s could not be stopped: %s", host, problem)
+        else:
+            logger.info("stopped a session at %s that was silent", host)
