@@ -130,9 +130,9 @@ class Records:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def until(self, holds: Callable[[], bool], seconds: float = TIMEOUT) -> None:
-        """Wait until what the orchestrator has seen or done makes `holds` true. Raises
-        TimeoutError."""
+    async def until(self, holds: Callable[[], bool], seconds: float | None = TIMEOUT) -> None:
+        """Wait until what the orchestrator has seen or done makes `holds` true. seconds: None is
+        without limit. Raises TimeoutError."""
         async with asyncio.timeout(seconds):
             while not holds():
                 await self._changed.wait()
