@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.conftest import Speak, serve_app
+from tests.conftest import LOOPBACK, Speak, serve_app
 from tests.scripted import ScriptedModel, scripted_engine
+from whisper_byoc.jobs.job import DIRECT, JobKey
 from whisper_byoc.service import Service
 from whisper_byoc.settings import Settings, WorkerSettings
 from whisper_sim.orchestrator import Capability, Times, open_orchestrator, open_stream
@@ -32,7 +33,7 @@ LEAPS = [
 
 @pytest.fixture
 async def worker() -> AsyncIterator[tuple[str, Service]]:
-    settings = Settings(worker=WorkerSettings(heartbeat_seconds=0.05))
+    settings = Settings(orchestrator=LOOPBACK, worker=WorkerSettings(heartbeat_seconds=0.05))
     async with (
         asyncio.timeout(TIMEOUT),
         serve_app(scripted_engine(ScriptedModel()), settings) as opened,
@@ -144,7 +145,7 @@ async def test_options_and_finalize_may_come_while_a_gap_waits_for_the_last_word
 
         group.create_task(ask("PUT", "source", body))
         await asyncio.to_thread(model.asked.wait)
-        job = service.jobs.get("j")
+        job = service.jobs.get(JobKey("j", DIRECT))
         await ask("POST", "control", b'{"type": "options", "options": {"words": false}}')
         finalizing = group.create_task(ask("POST", "control", b'{"type": "finalize"}'))
         model.gate.set()
@@ -172,7 +173,7 @@ async def test_a_job_that_is_stopped_in_a_gap_keeps_its_words(
 
         group.create_task(ask("PUT", "/source", body))
         await asyncio.to_thread(model.asked.wait)
-        job = service.jobs.get("j")
+        job = service.jobs.get(JobKey("j", DIRECT))
         stopping = group.create_task(ask("DELETE", ""))
         model.gate.set()
         await stopping
