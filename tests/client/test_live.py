@@ -15,6 +15,7 @@ from tests.conftest import MODELS, Speak, pcm, serve_app
 from tests.scripted import ScriptedModel, scripted_engine
 from whisper_byoc.client import ClientError, LiveClient
 from whisper_byoc.errors import DecodeError, ProcessorError
+from whisper_byoc.jobs.job import DIRECT, JobKey
 from whisper_byoc.settings import JobSettings, ModelSettings, Settings
 from whisper_byoc.transcript import EndReason, Format
 
@@ -107,7 +108,7 @@ async def test_options_are_texts_as_in_a_query(send: Send, speak: Speak) -> None
         await client.transcribe("a", audio, ignore, **options)
         audio = pieces(pcm(speak("Good morning.")))
         await client.converse(audio, ignore, job="b", **options)
-        taken = [service.jobs.get(job_id).options for job_id in "ab"]
+        taken = [service.jobs.get(JobKey(it, DIRECT)).options for it in "ab"]
     assert taken[0] == taken[1]
     assert taken[0].model_dump(exclude_unset=True) == {
         "language": None,
