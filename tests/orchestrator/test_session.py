@@ -1276,8 +1276,13 @@ HOWS = [
 
 @pytest.mark.parametrize("how", HOWS)
 async def test_case_065_nothing_is_left_after(
-    channels: ScriptedChannels, speech: bytes, how: str
+    channels: ScriptedChannels,
+    speech: bytes,
+    how: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # others write to the usual one
     going = asyncio.Event()
 
     async def ends(exchange: Exchange) -> None:
@@ -1288,7 +1293,7 @@ async def test_case_065_nothing_is_left_after(
 
     channels.script("GET in/-2", segment(0, speech))
     channels.script("GET in/1", ends, answer(500))
-    tasks, files = asyncio.all_tasks(), temporary_files()
+    tasks = asyncio.all_tasks()
     async with open_worker(retry_seconds=0.3, stop_seconds=5) as worker:
         idle = asyncio.all_tasks()
         names = {"publish_url": "out", "control_url": "control", "events_url": "events"}
@@ -1310,21 +1315,21 @@ async def test_case_065_nothing_is_left_after(
             assert worker.service.jobs.num_running == 0
             ours = {it for it in asyncio.all_tasks() - idle if not of_a_server(it)}
             assert ours == set()
-            assert temporary_files() == files
+            assert files_in(tmp_path) == []
     await channels.until(lambda: channels.num_open == 0)
     left = {it for it in asyncio.all_tasks() - tasks if not of_a_server(it)}
     assert left == set()
-    assert temporary_files() == files
+    assert files_in(tmp_path) == []
+
+
+def files_in(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
 
 
 def of_a_server(task: asyncio.Task[Any]) -> bool:
     """Of the double, or of uvicorn for a request whose answer is still on its way."""
     name = getattr(task.get_coro(), "__qualname__", "")
     return name.startswith(("ScriptedChannels.", "RequestResponseCycle."))
-
-
-def temporary_files() -> set[str]:
-    return {path.name for path in Path(tempfile.gettempdir()).iterdir()}
 
 
 async def test_a_failed_decode_is_told_before_the_end(
