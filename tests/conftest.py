@@ -124,5 +124,6 @@ async def serve_app(
                 yield f"http://127.0.0.1:{listener.getsockname()[1]}", service
             finally:
                 await service.drain()
+                await service.leave()
                 server.stop()
                 await serving

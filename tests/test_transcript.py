@@ -1,6 +1,8 @@
 """Events and the formats they are written in."""
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -24,6 +26,7 @@ from whisper_byoc.transcript import (
     choose_format,
     clock,
     event_document,
+    event_of,
 )
 
 ASK = (Word("Ask", 3.1, 3.4219, 0.98), Word("not", 3.42, 3.7, 0.9))
@@ -68,6 +71,26 @@ def test_events_are_the_documents_of_the_contract() -> None:
     assert event_document(Failure(5, "unsupported_audio", "audio is text")) == {
         "type": "error", "seq": 5, "code": "unsupported_audio", "message": "audio is text",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("event", [*EVENTS, Failure(5, "a", "b")], ids=lambda event: event.type)
+def test_an_event_can_be_read_from_its_document(event: Event) -> None:
+    document = event_document(event)
+    read = event_of({**document, "final": True})  # which only a WebSocket's frames have
+    assert type(read) is type(event)
+    assert event_document(read) == document
+    if isinstance(read, Final):
+        assert event_of(event_document(event, words=False)) == replace(read, words=())
+
+
+@pytest.mark.parametrize(
+    "document",
+    [{}, {"type": "payload"}, {"type": "end"}, {"type": "end", "reason": "a"}],
+    ids=["no type", "a type of its own", "fields are missing", "no reason of ours"],
+)
+def test_what_is_no_event_is_refused(document: dict[str, Any]) -> None:
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        event_of(document)
 
 
 def test_times_are_rounded_to_milliseconds() -> None:

@@ -155,6 +155,8 @@ async def _stop_when_told(service: Service, server: Server, signals: asyncio.Que
             if waiting[1].done():
                 logger.warning("told again: not waiting for the jobs")
                 server.config.timeout_graceful_shutdown = 0
+                waiting[0].cancel()
+            await service.leave()
         server.stop()
         for task in (settled, *waiting):
             task.cancel()

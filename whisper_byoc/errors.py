@@ -33,7 +33,7 @@ ServiceError
 ├── SlowReader                a reader of output fell behind what is kept
 ├── NoAnswer                  orchestrator/registration.py: an orchestrator could not be asked
 ├── TrickleError              trickle/protocol.py: what other ends of a channel answer
-├── ClientError               client.py: the server answered with an error or broke off
+├── ClientError               client/: the server answered with an error or broke off
 ├── ProcessorError            a hosted processor failed on this input
 └── DecodeError               inference failed on this request
 """

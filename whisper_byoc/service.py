@@ -5,7 +5,12 @@ import importlib.metadata
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,6 +22,7 @@ from whisper_byoc.jobs.processing import Host, Processings, Processor
 from whisper_byoc.jobs.sources import Sources
 from whisper_byoc.jobs.transcription import Inference, Transcriptions
 from whisper_byoc.metrics import Metrics
+from whisper_byoc.orchestrator.entry import Identity
 from whisper_byoc.orchestrator.registration import Registration
 from whisper_byoc.orchestrator.runner_sessions import RunnerSessions
 from whisper_byoc.orchestrator.sessions import Sessions
@@ -25,6 +31,11 @@ from whisper_byoc.settings import ModelSettings, Settings
 logger = logging.getLogger(__name__)
 
 VERSION = importlib.metadata.version("whisper-byoc")
+
+_ANSWERED_SECONDS = 5.0
+"""For the last words to be sent to who reads slowly."""
+_SETTLE_SECONDS = 0.5
+"""For them to pass through the orchestrator, which cuts what it has not passed on when we leave."""
 
 OpenEngine = Callable[[ModelSettings], AbstractAsyncContextManager[Engine]]
 
@@ -123,15 +134,27 @@ class Service:
         await self._settled.wait()
 
     async def drain(self) -> None:
-        """Refuse new jobs and flush the running ones within the time that the settings give."""
+        """Get no new work, flush the running jobs within the time that the settings give, and let
+        their answers arrive. Call `leave` then: an orchestrator cuts what still runs."""
         running = self._running
         if running is None:
             return
+        await running.registration.drain()
+        in_use = bool(self.runner_sessions.in_use)
         streams = [session.job for session in running.sessions.running]
         async with asyncio.TaskGroup() as group:
             group.create_task(running.jobs.drain(self.settings.server.drain_seconds, streams))
             group.create_task(running.sessions.drain())
-            group.create_task(running.registration.withdraw())
+        if in_use:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_ANSWERED_SECONDS):
+                    await self.runner_sessions.until_answered()
+            await asyncio.sleep(_SETTLE_SECONDS)
+
+    async def leave(self) -> None:
+        """Unregister, within 3 s."""
+        if self._running is not None:
+            await self._running.registration.withdraw()
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
@@ -186,8 +209,12 @@ class Service:
         sessions = Sessions(jobs, self.settings, self.metrics)
         await stack.enter_async_context(sessions.serve())
         await stack.enter_async_context(self.sources.serve())
+        gpu = None if engine is None else engine.gpu
         registration = Registration(
-            self.settings, kind.model_names[0], VERSION, lambda: self.runner_sessions.in_use
+            self.settings,
+            Identity(kind.model_names[0], VERSION, gpu),
+            self.runner_sessions,
+            lambda: len(sessions.running),
         )
         return Running(engine, jobs, sessions, registration)
 

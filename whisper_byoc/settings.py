@@ -312,7 +312,7 @@ class RunnerSettings(Group):
         " orchestrator choose",
     )
     single_shot_id: RunnerId = Field(
-        "", description="the single-shot entry's id where there are two; empty as before"
+        "", description="the single-shot entry's id where there are two; empty as above"
     )
     price: float = Field(
         0.0,
@@ -444,6 +444,10 @@ class Settings(BaseSettings):
     capability: CapabilitySettings = CapabilitySettings()
     runner: RunnerSettings = RunnerSettings()
     worker: WorkerSettings = WorkerSettings()
+
+    def app_id(self, model_name: str) -> str:
+        """What clients of the network ask a Live Runner for."""
+        return self.runner.app or f"{self.capability.pipeline}/{model_name}"
 
     @classmethod
     def settings_customise_sources(

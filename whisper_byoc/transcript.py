@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
@@ -145,6 +145,23 @@ def event_document(event: Event, *, words: bool = True) -> dict[str, Any]:
         name: round(value, 3) if isinstance(value, float) else value
         for name, value in document.items()
     }
+
+
+_WRITTEN = {kind.type: kind for kind in (Partial, Final, Endpoint, End, Failure)}
+
+
+def event_of(document: Mapping[str, Any]) -> Event:
+    """The event that `event_document` wrote; a final that came without its words has none. Other
+    fields mean nothing. Raises KeyError, TypeError or ValueError for what is no event."""
+    kind = _WRITTEN[document["type"]]
+    values = {name: document[name] for name in kind.__slots__ if name in document}
+    if kind is Final:
+        words = (dict(word) for word in document.get("words", ()))
+        values["words"] = tuple(Word(word.pop("word"), **word) for word in words)
+    if kind is End:
+        values["reason"] = EndReason(values["reason"])
+    event: Event = kind(**values)
+    return event
 
 
 def word_document(word: Word) -> dict[str, Any]:

@@ -145,6 +145,8 @@ class Exchange:
             await self._swallow()
             raise Unavailable(str(error)) from error
         self.reused = False
+        if self._runner is not None:
+            self._runner.abort()
         runner = await self._connect(None)
         await self._send(h11.EndOfMessage())
         return runner

@@ -1,7 +1,5 @@
-"""An orchestrator's registries, BYOC and Live Runner, that do what a test tells them.
-
-They answer as go-livepeer does (docs/wire.md). Real sockets, port 0.
-"""
+"""An orchestrator's registry of BYOC that does what a test tells it. It answers as go-livepeer does
+(docs/wire.md). Real sockets, port 0. Live Runner's is `whisper_sim.live_runner`."""
 
 import asyncio
 import json
@@ -52,13 +50,6 @@ class Received:
         return fields
 
 
-@dataclass(slots=True)
-class Runner:
-    heartbeat_secret: str
-    fields: dict[str, Any]
-    expired: bool = False
-
-
 @dataclass
 class Registry:
     """Owned by the test; the handlers run in the test's own loop.
@@ -68,14 +59,11 @@ class Registry:
     """
 
     secret: str = SECRET
-    heartbeat_interval: str = "200ms"
     url: str = ""
     requests: list[Received] = field(default_factory=list)
     capabilities: dict[str, dict[str, Any]] = field(default_factory=dict)
-    runners: dict[str, Runner] = field(default_factory=dict)
     next_answers: dict[str, list[Told]] = field(default_factory=dict)
     before: dict[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
-    _num_runners: int = 0
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _closing: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -96,12 +84,6 @@ class Registry:
     def restart(self) -> None:
         """Forget everyone, as an orchestrator that restarts does."""
         self.capabilities.clear()
-        self.runners.clear()
-
-    def expire_runners(self) -> None:
-        """As if no heartbeat had come for the time to live."""
-        for runner in self.runners.values():
-            runner.expired = True
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = (await request.read()).decode()
@@ -142,10 +124,6 @@ class Registry:
                 return self._register(request)
             case ["capability", "unregister"]:
                 return self._unregister(request)
-            case ["runners", "heartbeat"]:
-                return self._heartbeat(request)
-            case ["runners", runner_id, "unregister"]:
-                return self._unregister_runner(request, runner_id)
         return _text(404, "page not found")
 
     def _register(self, request: Received) -> web.Response:
@@ -167,45 +145,6 @@ class Registry:
             return _text(400, "invalid authorization")
         self.capabilities.pop(request.body, None)
         return web.Response(text="ok", content_type="application/json")
-
-    def _heartbeat(self, request: Received) -> web.Response:
-        try:
-            fields = request.fields
-        except ValueError as error:
-            return _text(400, str(error))
-        runner = self.runners.get(fields.get("runner_id", ""))
-        first: dict[str, object] = {}
-        if runner is None:
-            if request.authorization != self.secret:
-                return _text(401, "invalid registration authorization")
-            self._num_runners += 1
-            runner_id = fields.get("runner_id") or f"runner_{self._num_runners}"
-            runner = Runner(f"heartbeats-of-{runner_id}", fields | {"runner_id": runner_id})
-            self.runners[runner_id] = runner
-            channel = {"name": "o2r", "url": f"{self.url}/trickle/{runner_id}-o2r"}
-            first = {"heartbeat_secret": runner.heartbeat_secret, "o2r": channel}
-        elif runner.expired:
-            return _text(404, "runner not found")
-        elif request.authorization != runner.heartbeat_secret:
-            return _text(401, "invalid heartbeat authorization")
-        runner.fields |= fields
-        answer = {
-            "runner_id": runner.fields["runner_id"],
-            "orchestrator": self.url,
-            "heartbeat_interval": self.heartbeat_interval,
-            "heartbeat_ttl": "20s",
-            "session_ids": [],
-        }
-        return web.json_response(answer | first)
-
-    def _unregister_runner(self, request: Received, runner_id: str) -> web.Response:
-        runner = self.runners.get(runner_id)
-        if runner is None or runner.expired:
-            return _text(404, "runner not found")
-        if request.authorization != runner.heartbeat_secret:
-            return _text(401, "invalid authorization")
-        del self.runners[runner_id]
-        return web.Response(status=204)
 
     def close(self) -> None:
         self._closing.set()

@@ -4,7 +4,6 @@ Cases are numbered as in the protocol's checklist (docs/wire.md).
 """
 
 import asyncio
-import json
 import logging
 import signal
 import socket
@@ -31,21 +30,11 @@ from tests.orchestrator.registry import (
 )
 from tests.orchestrator.scripted_channel import self_signed_context
 from tests.test_main import command, read_until
-from whisper_byoc.orchestrator.registration import (
-    ANSWER_SECONDS,
-    Answer,
-    CapabilityEntry,
-    Registration,
-    RunnerEntry,
-    entries,
-    heartbeat_seconds,
-    retry_delay,
-    runner_body,
-    shown,
-)
+from whisper_byoc.orchestrator.entry import ANSWER_SECONDS, Identity
+from whisper_byoc.orchestrator.registration import Registration
+from whisper_byoc.orchestrator.runner_sessions import RunnerSessions
 from whisper_byoc.settings import (
     CapabilitySettings,
-    Interface,
     JobSettings,
     OrchestratorSettings,
     Settings,
@@ -53,7 +42,6 @@ from whisper_byoc.settings import (
 
 pytestmark = pytest.mark.anyio
 REGISTER, UNREGISTER = "/capability/register", "/capability/unregister"
-HEARTBEAT = "/runners/heartbeat"
 NAME = "whisper-of-the-tests"
 TOKEN = "token-of-the-doors"
 SLACK = 0.9
@@ -114,12 +102,19 @@ async def registry() -> AsyncIterator[Registry]:
         yield registry
 
 
+def open_registration(
+    settings: Settings, sessions: RunnerSessions | None = None, num_streams: int = 0
+) -> Registration:
+    sessions = sessions or RunnerSessions(settings)
+    return Registration(settings, Identity("tiny.en", "1.2.3"), sessions, lambda: num_streams)
+
+
 @asynccontextmanager
 async def registering(
-    settings: Settings, session_ids: Sequence[str] = ()
+    settings: Settings, sessions: RunnerSessions | None = None
 ) -> AsyncIterator[Registration]:
     """A registration that runs; cancelled at the end."""
-    registration = Registration(settings, "tiny.en", "1.2.3", lambda: session_ids)
+    registration = open_registration(settings, sessions)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(registration.run())
         try:
@@ -130,174 +125,6 @@ async def registering(
 
 def gaps(requests: Sequence[Received]) -> list[float]:
     return [later.time - earlier.time for earlier, later in pairwise(requests)]
-
-
-# Rules
-
-
-@pytest.mark.parametrize(
-    ("duration", "seconds"),
-    [
-        ("5s", 5.0),
-        ("1m30s", 90.0),
-        ("1h0m0.5s", 3600.0),
-        ("250ms", 0.25),
-        ("1.5s", 1.5),
-        (".5s", 0.5),
-        ("10000000µs", 10.0),
-        ("0s", 0.2),
-        ("1ns", 0.2),
-        ("9" * 400 + "h", 3600.0),
-        ("", 5.0),
-        ("5", 5.0),
-        ("-5s", 5.0),
-        ("5 s", 5.0),
-        ("soon", 5.0),
-        ("7s!", 5.0),
-        ("٣s", 5.0),
-        (None, 5.0),
-        (7, 5.0),
-    ],
-)
-def test_a_heartbeat_interval_is_a_go_duration(duration: object, seconds: float) -> None:
-    assert heartbeat_seconds(duration) == pytest.approx(seconds)
-
-
-def test_retries_come_later_and_later_up_to_the_interval() -> None:
-    delays = [retry_delay(n, 60.0) for n in (1, 2, 3, 4, 7, 8, 9, 100_000)]
-    assert delays == [0.5, 1, 2, 4, 32, 60, 60, 60]
-    assert retry_delay(1, 0.1) == 0.1
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("invalid authorization\n", "invalid authorization"),
-        ("you sent s3cret.", "you sent ***."),
-        ("you sent s3cret-longer.", "you sent ***."),
-        ('{"sent": "a\\"b"}', '{"sent": "***"}'),
-        ("x" * 195 + "s3cret", "x" * 195 + "***"),
-        ("x" * 197 + "s3cret", "x" * 197 + "***"),
-        ("y" * 300, "y" * 200),
-        ("two\r\nlines\x1b[2J", "two lines?[2J"),
-    ],
-)
-def test_what_others_say_is_shown_short_and_without_secrets(text: str, line: str) -> None:
-    assert shown(text, ("", "s3cret", "s3cret-longer", 'a"b')) == line
-
-
-def test_a_capability_is_what_the_orchestrator_decodes() -> None:
-    request = CapabilityEntry(settings_for("http://o", token=TOKEN), "http://o").next_request(())
-    assert json.loads(request.body) == {
-        "name": NAME,
-        "description": "live speech to text",
-        "url": "http://worker:8000",
-        "capacity": 9,
-        "price_per_unit": 7,
-        "price_scaling": 1,
-        "currency": "wei",
-        "token": TOKEN,
-    }
-
-
-def test_a_capacity_of_its_own_counts_before_the_number_of_jobs() -> None:
-    settings = settings_for("http://o").model_copy(
-        update={"capability": CapabilitySettings(capacity=3)}
-    )
-    body = json.loads(CapabilityEntry(settings, "http://o").next_request(()).body)
-    assert body["capacity"] == 3
-    assert runner_body(settings, "tiny.en", "1")["capacity"] == 3
-
-
-def test_a_runner_is_what_the_orchestrator_decodes() -> None:
-    body = runner_body(settings_for("http://o"), "tiny.en", "1.2.3")
-    metadata = str(body.pop("metadata"))
-    assert len(metadata.encode()) <= 1024
-    assert json.loads(metadata)["model"] == "tiny.en"
-    assert body == {
-        "label": NAME,
-        "runner_url": "http://worker:8000",
-        "version": "1.2.3",
-        "status": "ready",
-        "mode": "persistent",
-        "app": "live-transcription/tiny.en",
-        "capacity": 9,
-        "price_info": {"price": 0.0, "currency": "usd", "unit": "hour"},
-    }
-
-
-def test_there_is_an_entry_for_each_orchestrator_and_interface() -> None:
-    both = settings_for("http://a", "http://b/", "http://a", interfaces="byoc,live-runner")
-    found = [(type(entry), entry.url) for entry in entries(both, "tiny.en", "1")]
-    assert found == [
-        (CapabilityEntry, "http://a"),
-        (RunnerEntry, "http://a"),
-        (CapabilityEntry, "http://b"),
-        (RunnerEntry, "http://b"),
-    ]
-
-
-@pytest.mark.parametrize("status", [201, 302, 401, 404, 405, 500, 503])
-def test_only_a_400_makes_a_capability_wait_the_whole_interval(status: int) -> None:
-    entry = CapabilityEntry(settings_for("http://o", interval=60.0), "http://o")
-    delay = entry.receive_answer(Answer(status, "")).delay
-    assert delay == (60.0 if status == 201 else 0.5)
-
-
-def test_what_went_wrong_is_said_once_until_it_changes() -> None:
-    entry = CapabilityEntry(settings_for("http://o", interval=60.0), "http://o")
-    answers = [(500, "a"), (500, "a"), (400, "a"), (400, "a"), (400, "b"), (200, ""), (200, "")]
-    steps = [entry.receive_answer(Answer(*answer)) for answer in answers]
-    assert [logging.getLevelName(step.level) for step in steps] == [
-        "WARNING", "DEBUG", "ERROR", "DEBUG", "ERROR", "INFO", "DEBUG",
-    ]  # fmt: skip
-    assert [step.delay for step in steps] == [0.5, 1.0, 60, 60, 60, 60, 60]
-    assert entry.receive_failure("gone").delay == 0.5
-    assert entry.registered  # it may well come back and know us still
-
-
-def runner_entry() -> RunnerEntry:
-    return RunnerEntry(settings_for("http://o", interval=60.0), "http://o", "tiny.en", "1")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "ok",
-        "[]",
-        "[" * 60_000,
-        "{}",
-        '{"runner_id": "r"}',
-        '{"runner_id": "r", "heartbeat_secret": "line\\nbreak"}',
-        '{"runner_id": 5, "heartbeat_secret": "s"}',
-        '{"runner_id": "r", "heartbeat_secret": "\\ud800"}',
-    ],
-    ids=lambda text: text[:40],
-)
-def test_a_first_heartbeat_without_id_and_secret_is_tried_again(text: str) -> None:
-    entry = runner_entry()
-    step = entry.receive_answer(Answer(200, text))
-    assert (step.delay, step.level, entry.registered) == (0.5, logging.WARNING, False)
-    assert entry.next_request(()).authorization == SECRET
-
-
-@pytest.mark.parametrize("status", [400, 401, 403, 404])
-def test_a_first_heartbeat_that_is_rejected_waits_the_whole_interval(status: int) -> None:
-    step = runner_entry().receive_answer(Answer(status, "registration is disabled"))
-    assert (step.delay, step.level) == (60.0, logging.ERROR)
-    assert "registration is disabled" in step.text
-
-
-def test_a_heartbeat_secret_may_change_and_is_never_shown() -> None:
-    entry = runner_entry()
-    for secret in ("first-secret", "second-secret"):
-        answer = {"runner_id": "r/1", "heartbeat_secret": secret, "heartbeat_interval": "2s"}
-        assert entry.receive_answer(Answer(200, json.dumps(answer))).delay == 2.0
-        assert entry.next_request(()).authorization == secret
-    assert entry.next_withdrawal().path == "/runners/r%2F1/unregister"
-    assert "second-secret" not in entry.receive_answer(Answer(500, "second-secret")).text
-    assert "second-secret" not in entry.receive_answer(Answer(404, "second-secret")).text
-    assert entry.next_request(()).authorization == SECRET
 
 
 # Against a registry
@@ -446,7 +273,7 @@ async def test_case_104_a_self_signed_certificate_is_refused(
 
 
 async def test_case_105_without_orchestrators_nothing_is_asked(log: Log) -> None:
-    registration = Registration(settings_for(secret=""), "tiny.en", "1", lambda: ())
+    registration = open_registration(settings_for(secret=""))
     async with asyncio.timeout(TIMEOUT):
         await registration.run()
         await registration.withdraw()
@@ -483,7 +310,7 @@ async def test_case_106_withdrawing_unregisters_by_the_bare_name(
 async def test_case_106_after_withdrawing_run_returns_and_registers_nothing(
     registry: Registry,
 ) -> None:
-    registration = Registration(settings_for(registry.url), "tiny.en", "1", lambda: ())
+    registration = open_registration(settings_for(registry.url))
     async with asyncio.timeout(TIMEOUT), asyncio.TaskGroup() as group:
         running = group.create_task(registration.run())
         await registry.received(REGISTER)
@@ -554,67 +381,6 @@ async def test_case_108_an_orchestrator_that_forgot_us_knows_us_after_the_interv
         await registry.until(lambda: NAME in registry.capabilities)
         registry.restart()
         await registry.until(lambda: NAME in registry.capabilities)
-
-
-def runner_settings(*urls: str, **orchestrator: Any) -> Settings:
-    return settings_for(*urls, interfaces=(Interface.LIVE_RUNNER,), **orchestrator)
-
-
-async def test_case_116_heartbeats_go_on_with_the_heartbeat_secret(
-    registry: Registry, log: Log
-) -> None:
-    session_ids: list[str] = []
-    async with registering(runner_settings(registry.url, interval=60.0), session_ids):
-        await registry.until(lambda: len(registry.runners) == 1)
-        session_ids.append("session-1")
-        requests = await registry.received(HEARTBEAT, 4)
-    ((runner_id, runner),) = registry.runners.items()
-    first, *later = requests
-    assert (first.authorization, first.fields["session_ids"]) == (SECRET, [])
-    assert "runner_id" not in first.fields
-    assert {request.authorization for request in later} == {runner.heartbeat_secret}
-    assert {request.fields["runner_id"] for request in later} == {runner_id}
-    assert later[-1].fields["session_ids"] == ["session-1"]
-    assert min(gaps(requests)) >= 0.2 * SLACK  # the interval that the registry gives
-    assert log.at(logging.INFO) == [f"registered capability {NAME} with {registry.url}"]
-    assert runner.heartbeat_secret not in log.all()
-
-
-@pytest.mark.parametrize("forget", [Registry.restart, Registry.expire_runners])
-async def test_case_116_a_runner_that_was_forgotten_begins_anew(
-    registry: Registry, log: Log, forget: Any
-) -> None:
-    async with registering(runner_settings(registry.url, interval=60.0)):
-        await registry.received(HEARTBEAT, 2)
-        forget(registry)
-        await log.until("registered capability", 3)  # once more, for the first beat after it
-    anew = [request for request in registry.requests if request.authorization == SECRET]
-    assert len(anew) == 2
-    assert "runner_id" not in anew[1].fields
-    assert len(log.at(logging.WARNING)) == 1
-    assert sum(not runner.expired for runner in registry.runners.values()) == 1
-
-
-async def test_case_116_the_runner_unregisters_at_exit(registry: Registry) -> None:
-    async with registering(runner_settings(registry.url)) as registration:
-        await registry.received(HEARTBEAT, 2)
-        ((runner_id, runner),) = registry.runners.items()
-        await registration.withdraw()
-        request = registry.requests[-1]
-    assert request.path == f"/runners/{runner_id}/unregister"
-    assert request.authorization == runner.heartbeat_secret
-    assert not registry.runners
-    assert registry.requests[-1] is request
-
-
-async def test_case_116_both_interfaces_of_one_orchestrator(registry: Registry) -> None:
-    settings = settings_for(registry.url, interfaces="byoc,live-runner")
-    async with registering(settings) as registration:
-        await registry.received(HEARTBEAT, 2)
-        await registry.received(REGISTER, 2)
-        await registration.withdraw()
-    assert not registry.runners
-    assert not registry.capabilities
 
 
 # The registry has a witness from outside

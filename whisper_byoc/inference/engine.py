@@ -39,6 +39,15 @@ class Engine:
         )
 
     @property
+    def gpu(self) -> Mapping[str, object] | None:
+        """What an orchestrator is told of the device where it is one: id, name and vram_mb."""
+        if not any(model.device == "cuda" for model in self.models.values()):
+            return None
+        index = torch.cuda.current_device()
+        device = torch.cuda.get_device_properties(index)
+        return {"id": str(index), "name": device.name, "vram_mb": device.total_memory >> 20}
+
+    @property
     def num_waiting(self) -> int:
         return self._thread.num_waiting
 

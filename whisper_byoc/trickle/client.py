@@ -31,11 +31,12 @@ _BROKEN = (aiohttp.ClientError, OSError, TimeoutError)
 @dataclass(frozen=True, slots=True)
 class ClientOptions:
     """retry_seconds: of failures in a row, after which a channel is given up. tls: how certificates
-    are checked, as aiohttp's `ssl`."""
+    are checked, as aiohttp's `ssl`. shown_as: in the log, for a channel whose URL is a secret."""
 
     retry_seconds: float = 12.0
     reissue_seconds: float = REISSUE_SECONDS
     tls: ssl.SSLContext | bool = True
+    shown_as: str = ""
 
 
 @asynccontextmanager
@@ -184,7 +185,8 @@ class Subscriber:
             self._failures.reset()
         self.num_skipped += step.skipped
         if step.skipped:
-            logger.warning("channel %s: %d segments skipped", self.url, step.skipped)
+            shown = self._options.shown_as or f"channel {self.url}"
+            logger.warning("%s: %d segments skipped", shown, step.skipped)
         if step.then is protocol.Next.READ:
             self._seq = step.seq
             if response.content_length != 0:
