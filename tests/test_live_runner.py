@@ -2,6 +2,7 @@
 docs/wire.md that concern the doors. Voice activity is real, words are scripted."""
 
 import asyncio
+import io
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -14,12 +15,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.conftest import MODELS, Speak, pcm, serve_app
+from tests.conftest import MODELS, Speak, pcm, serve_app, wav
 from tests.doors.test_live import Door
 from tests.scripted import ScriptedModel, scripted_engine
 from whisper_byoc.jobs.job import JobKey
 from whisper_byoc.service import Service
-from whisper_byoc.settings import JobSettings, ModelSettings, Settings
+from whisper_byoc.settings import JobSettings, ModelSettings, OrchestratorSettings, Settings
 from whisper_byoc.transcript import EndReason
 from whisper_sim.live_runner import LiveRunner, open_live_runner
 from whisper_sim.runner_entries import Session
@@ -87,6 +88,13 @@ def settings_of(**jobs: Any) -> Settings:
 def sentence(speak: Speak) -> Samples:
     """About 3 s of speech, 16 kHz."""
     return speak("The train to the harbour leaves at nine.")
+
+
+def form_of(samples: Samples) -> aiohttp.FormData:
+    data = aiohttp.FormData()
+    file = io.BytesIO(wav(pcm(samples)))
+    data.add_field("file", file, filename="speech.wav", content_type="audio/wav")
+    return data
 
 
 async def held_body(audio: bytes, held: asyncio.Event) -> AsyncIterator[bytes]:
@@ -253,6 +261,33 @@ async def test_case_r27_what_a_session_is_known_by_is_told_to_nobody(
     for secret in (sid, session.token, "secret-route", "/runner/"):
         assert secret not in str(told)
         assert secret not in str(logged)
+
+
+async def test_a_token_is_for_those_who_come_through_no_session(sentence: Samples) -> None:
+    """Orchestrators bring none. Worker doors are not below a session at all."""
+    settings = Settings(
+        model=ModelSettings(directory=MODELS),
+        orchestrator=OrchestratorSettings.model_validate({"token": "secret"}),
+    )
+    paths = ("/transcribe", "/v1/audio/transcriptions", "/audio-to-text")
+    async with open_network(settings=settings) as network:
+        (client, session), (stranger, _) = network.client(), network.client()
+        sessions = network.service.runner_sessions
+        sessions.ask_now = lambda: sessions.reconcile("r", [session.session_id])
+        for door, headers, expected in (
+            (client, {}, 200),
+            (stranger, {"Authorization": "Bearer secret"}, 200),
+            (network.door, {}, 401),
+            (network.door, {"Authorization": "Bearer secret"}, 200),
+        ):
+            for path in paths:
+                answer = await door.ask("POST", path, form_of(sentence), **headers)
+                assert answer[0] == expected, (path, headers, answer)
+        forged = {"Livepeer_Session_Id": "forged", "Livepeer_Runner_Route": "r"}
+        for door, headers in ((stranger, {}), (network.door, forged)):
+            answer = await door.ask("POST", paths[0], form_of(sentence), **headers)
+            assert answer[0] == 401, answer
+        assert (await client.put("j", pcm(sentence)))[0] == 200
 
 
 async def test_case_r32_a_put_that_is_cut_ends_its_job_flushed(sentence: Samples) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.conftest import Speak, serve_app
+from tests.conftest import Speak, direct, serve_app
 from tests.scripted import ScriptedModel, scripted_engine
 from whisper_byoc.service import Service
 from whisper_byoc.settings import Settings, WorkerSettings
@@ -144,7 +144,7 @@ async def test_options_and_finalize_may_come_while_a_gap_waits_for_the_last_word
 
         group.create_task(ask("PUT", "source", body))
         await asyncio.to_thread(model.asked.wait)
-        job = service.jobs.get("j")
+        job = service.jobs.get(direct("j"))
         await ask("POST", "control", b'{"type": "options", "options": {"words": false}}')
         finalizing = group.create_task(ask("POST", "control", b'{"type": "finalize"}'))
         model.gate.set()
@@ -172,7 +172,7 @@ async def test_a_job_that_is_stopped_in_a_gap_keeps_its_words(
 
         group.create_task(ask("PUT", "/source", body))
         await asyncio.to_thread(model.asked.wait)
-        job = service.jobs.get("j")
+        job = service.jobs.get(direct("j"))
         stopping = group.create_task(ask("DELETE", ""))
         model.gate.set()
         await stopping
