@@ -28,6 +28,7 @@ from whisper_byoc.settings import (
 )
 from whisper_byoc.transcript import Format
 from whisper_sim.live_runner import LiveRunner, open_live_runner
+from whisper_sim.orchestrator import open_orchestrator, open_stream
 
 pytestmark = pytest.mark.anyio
 TIMEOUT = 60.0
@@ -209,3 +210,29 @@ async def test_case_r31_a_silent_session_is_given_back(
         stops = [r for r in it.records.requests if r.path.endswith("/stop")]
         assert [r.headers["livepeer-session-token"] for r in stops] == [session.token]
         assert not service.jobs.num_running
+
+
+async def test_an_orchestrator_of_byoc_that_came_back_is_registered_with_at_once(
+    unused_tcp_port: int,
+) -> None:
+    """It has forgotten the capability and every channel; the next registration is a minute off."""
+    async with asyncio.timeout(TIMEOUT), open_orchestrator() as it:
+        byoc = {"urls": it.url, "secret": "secret", "interfaces": "byoc"}
+        settings = Settings(
+            model=ModelSettings(directory=MODELS),
+            orchestrator=OrchestratorSettings.model_validate(byoc),
+            capability=CapabilitySettings(url=f"http://127.0.0.1:{unused_tcp_port}"),
+        )
+        serving = serve_app(scripted_engine(ScriptedModel()), settings, port=unused_tcp_port)
+        async with serving as (_, service):
+            await it.registered.wait()
+            (capability,) = it.capabilities.values()
+            async with open_stream(it, capability):
+                (session,) = service.sessions.running
+                it.registered.clear()
+                it.capabilities.clear()
+                for name in list(it.trickle.channels):
+                    it.trickle.delete(name)
+                await session.stopping.wait()
+                await it.registered.wait()
+            assert it.capabilities
