@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from whisper_byoc.app import build_app
 from whisper_byoc.cli import Server, listen
 from whisper_byoc.inference.engine import open_engine as inference_engine
+from whisper_byoc.jobs.job import DIRECT, JobKey
 from whisper_byoc.jobs.processing import Processor
 from whisper_byoc.service import OpenEngine, Service
 from whisper_byoc.settings import (
@@ -97,6 +98,11 @@ def wav(audio: bytes) -> bytes:
         writer.setframerate(16_000)
         writer.writeframes(audio)
     return file.getvalue()
+
+
+def direct(job_id: str) -> JobKey:
+    """The key of a job whose callers come through no session."""
+    return JobKey(job_id, DIRECT)
 
 
 @asynccontextmanager

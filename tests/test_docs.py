@@ -7,7 +7,7 @@ import pytest
 from starlette.routing import Route, WebSocketRoute
 
 from scripts.write_settings import PAGE, with_table
-from whisper_byoc.doors import batch, live, segments, socket, system, worker
+from whisper_byoc.app import CLIENT_ROUTES, OPERATOR_ROUTES
 from whisper_byoc.transcript import EndReason, Format
 
 REPOSITORY = Path(__file__).parent.parent
@@ -24,8 +24,7 @@ def test_the_table_of_settings_is_up_to_date() -> None:
 
 def test_every_route_is_named() -> None:
     """What is below `/api` is named once."""
-    modules = (live, segments, system, worker, socket, batch)
-    for route in (route for module in modules for route in module.routes):
+    for route in (*CLIENT_ROUTES, *OPERATOR_ROUTES):
         assert isinstance(route, Route | WebSocketRoute)
         assert route.path.replace(":path", "").removeprefix("/api") in API
 

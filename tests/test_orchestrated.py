@@ -21,7 +21,7 @@ from aiohttp import web
 from numpy.typing import NDArray
 from whisper.normalizers import EnglishTextNormalizer
 
-from tests.conftest import LOOPBACK, REPOSITORY, Speak, serve_app
+from tests.conftest import LOOPBACK, REPOSITORY, Speak, direct, serve_app
 from tests.pytrickle_peer import open_publisher, open_subscriber
 from tests.scripted import ScriptedModel, scripted_engine
 from whisper_byoc.audio.source import open_source
@@ -374,7 +374,7 @@ async def test_case_123_an_orchestrator_that_dies_leaves_nothing_behind(speak: S
             await until(lambda it: it["audio_seconds"] > seconds - 0.2)
             async with http.get(f"{base}d/0") as answer:
                 assert json.loads(await answer.read())["type"] in ("partial", "final")
-            job = service.jobs.get("dies")
+            job = service.jobs.get(direct("dies"))
             process.kill()
             await job.until_ended()
         while service.sessions.running:

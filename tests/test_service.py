@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from tests.conftest import direct
 from tests.scripted import ScriptedModel, scripted_engine
 from whisper_byoc.errors import MissingModel, NotReady, ProcessorError, ServiceError
 from whisper_byoc.inference.engine import Engine
@@ -86,7 +87,7 @@ async def test_while_it_loads_it_says_so_and_has_nothing_yet() -> None:
 async def test_health_tells_whether_jobs_run() -> None:
     async with serving(hosting(Echo())) as service:
         await service.settled()
-        job = service.jobs.open("a", ProcessorOptions())
+        job = service.jobs.open(direct("a"), ProcessorOptions())
         assert service.health.value == Health.OK
         assert gauges(service) == {**NOTHING, "jobs_running": 1.0, "ready": 1.0}
         await job.stop(EndReason.STOPPED)
@@ -151,7 +152,7 @@ async def test_what_fails_while_closing_is_told() -> None:
 async def test_a_drain_ends_jobs_and_streams_and_lets_none_begin() -> None:
     async with serving(hosting(Echo())) as service:
         await service.settled()
-        job = service.jobs.open("a", ProcessorOptions())
+        job = service.jobs.open(direct("a"), ProcessorOptions())
         session = service.sessions.start(StartRequest("s"))
         assert gauges(service)["streams_running"] == 1.0
         await service.drain()

@@ -1,8 +1,9 @@
-"""Puts the routes on a service and turns its errors into answers."""
+"""Puts the routes on a service, says who gets which, and turns errors into answers."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -10,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute, Match, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from whisper_byoc import errors
@@ -18,6 +20,17 @@ from whisper_byoc.doors.errors import answer_error, error_document
 from whisper_byoc.doors.requests import Vanished, answer_vanished
 from whisper_byoc.orchestrator.runner_sessions import SESSION_HEADER
 from whisper_byoc.service import Service
+
+CLIENT_ROUTES = [
+    *system.routes,
+    *segments.routes,
+    *live.routes,
+    *socket.routes,
+    *batch.routes,
+]
+"""For clients, wherever they come from."""
+OPERATOR_ROUTES = [*system.operator_routes, *worker.routes]
+"""For who runs the service, and for orchestrators themselves."""
 
 
 def build_app(service: Service) -> Starlette:
@@ -28,22 +41,17 @@ def build_app(service: Service) -> Starlette:
         async with service.serve():
             yield
 
+    # Starlette's type has no handler for requests and WebSockets alike.
+    handlers: dict[type[Exception], Any] = {
+        errors.ServiceError: answer_error,
+        HTTPException: answer_http_error,
+        Vanished: answer_vanished,
+    }
     app = Starlette(
-        routes=[
-            *system.routes,
-            *worker.routes,
-            *segments.routes,
-            *live.routes,
-            *socket.routes,
-            *batch.routes,
-        ],
-        middleware=[Middleware(Slashes), Middleware(RunnerSessions, service=service)],
+        routes=[SessionRoute(service, CLIENT_ROUTES), *OPERATOR_ROUTES, *CLIENT_ROUTES],
+        middleware=[Middleware(Slashes)],
         lifespan=lifespan,
-        exception_handlers={
-            errors.ServiceError: answer_error,
-            HTTPException: answer_http_error,
-            Vanished: answer_vanished,
-        },
+        exception_handlers=handlers,
     )
     # A redirect would name a path that lacks what a proxy in front of us adds.
     app.router.redirect_slashes = False
@@ -67,20 +75,22 @@ class Slashes:
         await self._app(scope, receive, send)
 
 
-class RunnerSessions:
-    """Notes which sessions of a Live Runner are in use."""
+class SessionRoute(BaseRoute):
+    """Takes every request that has come through a session of a Live Runner, and notes that the
+    session is in use. Whatever is below our URL is public there, so there are no other routes than
+    those that are given."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app = app
+    def __init__(self, service: Service, routes: Sequence[BaseRoute]) -> None:
         self._service = service
+        self._router = Router(routes, redirect_slashes=False)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope) if "headers" in scope else Headers()
-        if SESSION_HEADER not in headers:
-            await self._app(scope, receive, send)
-            return
-        with self._service.runner_sessions.request(headers):
-            await self._app(scope, receive, send)
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        through_session = SESSION_HEADER in Headers(scope=scope)
+        return Match.FULL if through_session else Match.NONE, {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._service.runner_sessions.request(Headers(scope=scope)):
+            await self._router(scope, receive, send)
 
 
 async def answer_http_error(request: Request, error: Exception) -> JSONResponse:

@@ -141,7 +141,7 @@ class Service:
             return
         await running.registration.drain()
         in_use = bool(self.runner_sessions.in_use)
-        streams = [session.job.job_id for session in running.sessions.running]
+        streams = [session.job for session in running.sessions.running]
         async with asyncio.TaskGroup() as group:
             group.create_task(running.jobs.drain(self.settings.server.drain_seconds, streams))
             group.create_task(running.sessions.drain())
@@ -205,16 +205,20 @@ class Service:
             kind = Transcriptions(inference, self.settings.streaming)
         jobs = Jobs(kind, self.settings, self.metrics)
         await stack.enter_async_context(jobs.serve())
-        sessions = Sessions(jobs, self.settings, self.metrics)
-        await stack.enter_async_context(sessions.serve())
-        await stack.enter_async_context(self.sources.serve())
-        gpu = None if engine is None else engine.gpu
+        await stack.enter_async_context(self.runner_sessions.serve(jobs.end_session))
         registration = Registration(
             self.settings,
-            Identity(kind.model_names[0], VERSION, gpu),
+            Identity(kind.model_names[0], VERSION, engine.gpu if engine else None),
             self.runner_sessions,
             lambda: len(sessions.running),
         )
+        if registration.has_runners:
+            self.runner_sessions.ask_now = registration.tell_now
+        sessions = Sessions(
+            jobs, self.settings, self.metrics, lost=lambda url: registration.tell_now()
+        )
+        await stack.enter_async_context(sessions.serve())
+        await stack.enter_async_context(self.sources.serve())
         return Running(engine, jobs, sessions, registration)
 
     def _log_ready(self, running: Running, seconds: float) -> None:
@@ -243,6 +247,11 @@ class Service:
             "whisper_streams_running",
             "Streams of orchestrators running",
             lambda it: len(it.sessions.running),
+        )
+        watch(
+            "whisper_registrations",
+            "Registrations that orchestrators have taken",
+            lambda it: it.registration.num_registered,
         )
         watch(
             "whisper_ready", "1 when the service takes jobs", lambda it: float(not it.jobs.draining)

@@ -93,6 +93,8 @@ class EndReason(StrEnum):
     """Somebody asked for it."""
     IDLE = "idle"
     """No input came for too long."""
+    RELEASED = "released"
+    """Its session of a Live Runner is over."""
     SHUTDOWN = "shutdown"
     """The service stops."""
     ERROR = "error"

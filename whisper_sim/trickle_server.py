@@ -111,7 +111,7 @@ class TrickleServer:
         node: bool = False,
     ) -> None:
         self.channels: dict[str, ServedChannel] = {}
-        self._node = node
+        self.node = node
         self._autocreate = autocreate
         self._idle_seconds, self._sweep_seconds = idle_seconds, sweep_seconds
         self._before_create, self._before_delete = before_create, before_delete
@@ -149,21 +149,17 @@ class TrickleServer:
                     self.delete(name)
 
     async def _sweep(self) -> None:
-        while True:
+        while not self.node:
             await asyncio.sleep(self._sweep_seconds)
             for name, channel in list(self.channels.items()):
-                if (
-                    not self._node
-                    and not name.startswith("_")
-                    and channel.is_idle(self._idle_seconds)
-                ):
+                if not name.startswith("_") and channel.is_idle(self._idle_seconds):
                     self.delete(name)
 
     async def _channel(self, request: Request) -> Response:
         name = request.path_params["name"]
         if request.method == "DELETE":
             if name not in self.channels:
-                return refusal("invalid stream" if self._node else "Invalid stream", 400)
+                return refusal("invalid stream" if self.node else "Invalid stream", 400)
             return _asked(self._before_delete, name) or self._deleted(name)
         if name in self.channels:
             return Response()
@@ -177,15 +173,15 @@ class TrickleServer:
                 return refused
         seq = parse_seq(request.path_params["seq"])
         channel = self.channels[name]
-        lowest = node_trickle.LOWEST if self._node else _LOWEST
+        lowest = node_trickle.LOWEST if self.node else _LOWEST
         if seq is None or seq < lowest.get(request.method, seq):
             return invalid_seq()
         if request.method == "DELETE":
             return Response() if channel.delete(seq) else refusal("Nonexistent segment", 400)
         if request.method == "POST":
-            answer = node_trickle.answer_post if self._node else answer_post
+            answer = node_trickle.answer_post if self.node else answer_post
             return await answer(request, channel, seq)
-        return await answer_get(request, channel, seq, node=self._node)
+        return await answer_get(request, channel, seq, node=self.node)
 
     async def _next(self, request: Request) -> Response:
         channel = self.channels.get(request.path_params["name"])

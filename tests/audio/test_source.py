@@ -21,11 +21,20 @@ from tests.audio.media import (
 )
 from whisper_byoc.audio.content_types import format_of_content_type
 from whisper_byoc.audio.ffmpeg import BLOCK_BYTES
-from whisper_byoc.audio.formats import NATIVE, SAMPLE_RATE, AudioFormat, Container, Pcm
+from whisper_byoc.audio.formats import (
+    NATIVE,
+    SAMPLE_RATE,
+    AudioFormat,
+    Container,
+    Gap,
+    Pcm,
+    Samples,
+)
 from whisper_byoc.audio.pcm import RawStream
 from whisper_byoc.audio.sniffing import sniff
 from whisper_byoc.audio.source import open_source
 from whisper_byoc.errors import UnsupportedAudio
+from whisper_sim.transport import transport_segments
 
 pytestmark = pytest.mark.anyio
 
@@ -77,6 +86,55 @@ async def test_mpeg_ts_segments_follow_one_another(make: Make, speech: bytes) ->
     """Each stands alone and begins again at time 0, as after a publisher's restart."""
     samples = await decode(make(*AAC_TS) * 3)
     assert abs(samples.size - 3 * len(speech) // 2) < 0.4 * SAMPLE_RATE
+
+
+CLOCK = 95_443.7
+"""s after which a transport stream's clock, which has 33 bits of 90 kHz, begins anew."""
+TONE = np.sin(np.arange(3 * SAMPLE_RATE) * 0.2).astype(np.float32) * np.float32(0.3)
+
+
+@pytest.mark.parametrize("codec", ["libopus", "aac"])
+@pytest.mark.parametrize(
+    ("first_time", "then", "missing"),
+    [
+        pytest.param(100.0, 103.0, 0, id="goes on"),
+        pytest.param(100.0, 108.0, 5, id="5 s"),
+        pytest.param(100.0, 114.0, 11, id="11 s"),
+        pytest.param(100.0, 193.0, 90, id="90 s"),
+        pytest.param(0.0, 3_603.0, 3_600, id="an hour"),
+        pytest.param(CLOCK - 13, CLOCK - 10 + 90 - CLOCK, 90, id="90 s over a new clock"),
+        pytest.param(CLOCK - 3, 0.0, 0, id="a new clock"),
+        pytest.param(100.0, 0.0, 0, id="back"),
+        pytest.param(100.0, 90.0, 0, id="back by a little"),
+        pytest.param(100.0, 103.0 + 7 * 3_600, 0, id="seven hours are a broken clock"),
+        pytest.param(100.0, 103.0 + 24 * 3_600, 0, id="a day, too"),
+    ],
+)
+async def test_where_a_transport_streams_clock_leaps_ahead_something_is_missing(
+    codec: str, first_time: float, then: float, missing: float
+) -> None:
+    parts = [
+        b"".join(await transport_segments(TONE, codec=codec, first_time=time))
+        for time in (first_time, then)
+    ]
+    pieces: list[Samples | Gap] = []
+    async with open_source() as source, fed(source, b"".join(parts)):
+        while (piece := await source.next_piece()) is not None:
+            pieces.append(piece)
+    gaps = [piece.num_samples for piece in pieces if isinstance(piece, Gap)]
+    heard = sum(piece.size for piece in pieces if not isinstance(piece, Gap))
+    assert heard == pytest.approx(2 * len(TONE), abs=0.15 * SAMPLE_RATE)
+    assert len(gaps) == (1 if missing else 0)
+    assert sum(gaps) == pytest.approx(missing * SAMPLE_RATE, abs=0.1 * SAMPLE_RATE)
+
+
+async def test_who_wants_samples_only_gets_silence_in_a_gap() -> None:
+    first = b"".join(await transport_segments(TONE, codec="aac", video=False))
+    second = b"".join(await transport_segments(TONE, codec="aac", video=False, first_time=14.5))
+    samples = await decode(first + second)
+    assert samples.size == pytest.approx(17.5 * SAMPLE_RATE, abs=0.1 * SAMPLE_RATE)
+    assert not samples[round(3.2 * SAMPLE_RATE) : round(14.3 * SAMPLE_RATE)].any()
+    assert np.abs(samples[round(14.7 * SAMPLE_RATE) :]).max() > 0.2
 
 
 async def test_mpeg_ts_may_begin_in_the_middle(make: Make, speech: bytes) -> None:

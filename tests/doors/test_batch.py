@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.conftest import MODELS, pcm, serve_app, wav
+from tests.conftest import MODELS, direct, pcm, serve_app, wav
 from tests.scripted import ScriptedModel, scripted_engine, spoken, whole_seconds
 from whisper_byoc.decode import DecodeRequest, Hypothesis
 from whisper_byoc.doors.dialects import DeltaWriter
@@ -326,7 +326,7 @@ async def test_case_091_empty_audio_gives_an_empty_text(
 
 async def test_case_091_an_empty_body_is_a_keepalive() -> None:
     async with open_client(max_jobs=1) as client:
-        client.service.jobs.open("other", client.service.jobs.kind.options())
+        client.service.jobs.open(direct("other"), client.service.jobs.kind.options())
         for path in PLAIN:
             answer = await client.post(path, b"")
             assert (answer.status, answer.document["text"]) == (200, "")
@@ -387,7 +387,7 @@ async def test_case_092_overload_is_503_with_a_time_to_come_back(
     path: str, sentence: NDArray[np.float32]
 ) -> None:
     async with open_client(max_jobs=1) as client:
-        job = client.service.jobs.open("other", client.service.jobs.kind.options())
+        job = client.service.jobs.open(direct("other"), client.service.jobs.kind.options())
         busy = await client.post(path, pcm(sentence))
         assert (busy.status, "1 jobs are running" in busy.problem) == (503, True)
         assert int(busy.headers["Retry-After"]) > 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.conftest import MODELS, Speak, pcm, serve_app, wav
+from tests.conftest import MODELS, Speak, direct, pcm, serve_app, wav
 from tests.scripted import ScriptedModel, scripted_engine, spoken, whole_seconds
 from whisper_byoc.decode import DecodeRequest, Hypothesis
 from whisper_byoc.errors import DecodeError
@@ -55,6 +55,16 @@ class Door:
             is_json = answer.content_type == "application/json"
             return answer.status, json.loads(text) if is_json else text, answer.headers
 
+    def get(self, path: str) -> Any:
+        """An answer that is read as it comes; use it as a context."""
+        return self._session.get(self.url + path)
+
+    def socket(
+        self, query: str = "", path: str = "/transcribe", headers: dict[str, str] | None = None
+    ) -> Any:
+        """A WebSocket as a context."""
+        return self._session.ws_connect(self.url + path + query, headers=headers)
+
     async def events(self, job: str) -> list[dict[str, Any]]:
         _, text, _ = await self.ask("GET", f"/live/{job}/output?format=ndjson")
         return [json.loads(line) for line in text.splitlines()]
@@ -72,7 +82,7 @@ class Door:
             return document
 
     async def until_ended(self, job: str) -> None:
-        await self.service.jobs.get(job).stop(EndReason.STOPPED)
+        await self.service.jobs.get(direct(job)).stop(EndReason.STOPPED)
 
 
 @pytest.fixture
@@ -233,7 +243,7 @@ async def test_a_stop_before_the_body_has_begun_ends_the_job(
     door: Door, sentence: NDArray[np.float32]
 ) -> None:
     """The task that reads the body is cancelled before its first step."""
-    job = door.service.jobs.open("j", JobOptions())
+    job = door.service.jobs.open(direct("j"), JobOptions())
 
     async def body() -> AsyncIterator[bytes]:
         yield pcm(sentence)
@@ -260,7 +270,7 @@ async def test_a_client_that_vanishes_before_its_first_byte_leaves_nothing(
     with socket.create_connection((host, int(port))) as client:
         client.sendall(b"PUT /live/j/source HTTP/1.1\r\nHost: x\r\n" + request_text.encode())
     assert (await door.ask("GET", "/health"))[1] == {"status": "IDLE"}
-    assert door.service.jobs.find("j") is None
+    assert door.service.jobs.find(direct("j")) is None
     assert "Traceback" not in caplog.text
 
 
@@ -334,7 +344,7 @@ async def test_a_body_over_the_limit_is_refused(sentence: NDArray[np.float32]) -
     async with open_door(max_body_bytes=len(audio)) as door:
         status, document = await door.put("declared", audio + b"ab")
         assert (status, document["error"]["code"]) == (413, "body_too_large")
-        assert door.service.jobs.find("declared") is None
+        assert door.service.jobs.find(direct("declared")) is None
         status, document = await door.put("streamed", pieces(audio * 2, 3200))
         assert (status, document["error"]["code"]) == (413, "body_too_large")
         assert [event["type"] for event in await door.events("streamed")] == [
@@ -360,7 +370,7 @@ async def test_what_is_not_audio_is_refused_and_leaves_nothing(
     assert answer[1]["error"]["code"] == "unsupported_audio"
     assert found in answer[1]["error"]["message"]
     assert door.service.jobs.num_running == 0
-    assert door.service.jobs.find("j") is None
+    assert door.service.jobs.find(direct("j")) is None
 
 
 @pytest.mark.parametrize(
@@ -475,7 +485,7 @@ async def test_a_slow_engine_holds_the_sender_and_nothing_is_lost(
         await asyncio.to_thread(model.asked.wait, TIMEOUT)
         done, _ = await asyncio.wait({source}, timeout=1)
         assert not done
-        assert door.service.jobs.get("j").work.audio_seconds < len(audio) / 32_000 - 10
+        assert door.service.jobs.get(direct("j")).work.audio_seconds < len(audio) / 32_000 - 10
         model.gate.set()
         assert (await source)[0] == 200
         finals = [event for event in await door.events("j") if event["type"] == "final"]
@@ -536,7 +546,7 @@ async def test_ended_jobs_are_forgotten_oldest_first(sentence: NDArray[np.float3
         for job in ("a", "b", "c"):
             await door.put(job, pcm(sentence[:8000]))
             await door.until_ended(job)
-        assert [door.service.jobs.find(job) is None for job in ("a", "b", "c")] == [
+        assert [door.service.jobs.find(direct(job)) is None for job in ("a", "b", "c")] == [
             True, False, False,
         ]  # fmt: skip
 
@@ -679,7 +689,7 @@ async def test_lag_and_dropped_partials_can_be_seen(
     pieces = np.split(sentence[:16_000], [10_000])
     for number, piece in enumerate(pieces, start=1):
         await door.put("j", pcm(piece), "?final=false&partial_interval=0.1")
-        log = door.service.jobs.get("j").log
+        log = door.service.jobs.get(direct("j")).log
         while log.next_seq < number:
             await log.wait()
     await control(door, "j", {"type": "finalize"})

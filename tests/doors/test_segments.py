@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.conftest import Speak, pcm, serve_app
+from tests.conftest import Speak, direct, pcm, serve_app
 from tests.pytrickle_peer import open_publisher, open_subscriber
 from tests.scripted import ScriptedModel, scripted_engine
 from whisper_byoc.settings import JobSettings, Settings, WorkerSettings
@@ -188,7 +188,7 @@ async def test_a_late_reader_is_sent_to_what_is_kept(
         speech = np.concatenate([np.concatenate([sentence[:20_000], silence]) for _ in range(12)])
         async with http.put(f"{url}/live/j/source", data=io.BytesIO(pcm(speech))):
             pass
-        await service.jobs.get("j").until_ended()  # the answer does not wait for the flush
+        await service.jobs.get(direct("j")).until_ended()  # the answer does not wait for the flush
         async with http.get(f"{url}/live/j/output/0") as answer:
             assert answer.status == 470
             latest = int(answer.headers["Lp-Trickle-Latest"])

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from numpy.typing import NDArray
 
-from tests.conftest import MODELS, pcm, serve_app, wav
+from tests.conftest import MODELS, direct, pcm, serve_app, wav
 from tests.doors.test_batch import Shouting, serve_processor
 from tests.scripted import ScriptedModel, scripted_engine
 from whisper_byoc.app import build_app
@@ -348,7 +348,7 @@ async def test_a_client_that_vanishes_leaves_its_words(
         events = await door.events("j")
     assert events[-1]["reason"] == "disconnected"
     assert "final" in [event["type"] for event in events]
-    await door.service.jobs.get("j").stop(EndReason.STOPPED)
+    await door.service.jobs.get(direct("j")).stop(EndReason.STOPPED)
     assert door.service.jobs.num_running == 0
 
 
@@ -454,14 +454,14 @@ async def test_a_sender_that_is_too_fast_waits(sentence: NDArray[np.float32]) ->
             assert await asyncio.to_thread(model.asked.wait, TIMEOUT)
             for _ in range(100):
                 await door.get("/health")
-            taken = door.service.jobs.get("j").num_bytes
+            taken = door.service.jobs.get(direct("j")).num_bytes
             assert taken < 200 * SECOND < len(offered)
             assert not sending.done()
             line.vanish()
             sending.cancel()
         model.gate.set()
-        await door.service.jobs.get("j").stop(EndReason.STOPPED)
-        assert door.service.jobs.get("j").state is JobState.ENDED
+        await door.service.jobs.get(direct("j")).stop(EndReason.STOPPED)
+        assert door.service.jobs.get(direct("j")).state is JobState.ENDED
 
 
 async def test_a_processor_gets_every_frame_and_gives_one() -> None:

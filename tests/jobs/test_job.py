@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from tests.conftest import direct
 from tests.jobs.scripted_work import ScriptedWork, chunks, segments, stalled
 from whisper_byoc.errors import (
     BodyTooLarge,
@@ -19,7 +20,7 @@ from whisper_byoc.errors import (
     SourceBusy,
     UnsupportedAudio,
 )
-from whisper_byoc.jobs.job import Job, JobState, check_job_id
+from whisper_byoc.jobs.job import Job, JobState
 from whisper_byoc.jobs.options import ProcessorOptions
 from whisper_byoc.jobs.work import Owner
 from whisper_byoc.metrics import Metrics
@@ -63,7 +64,7 @@ async def running(
         works.append(ScriptedWork(ProcessorOptions(), owner, max_body_bytes))
         return works[-1]
 
-    job = Job("j", begin, settings or JobSettings(), metrics or Metrics(), idle_seconds)
+    job = Job(direct("j"), begin, settings or JobSettings(), metrics or Metrics(), idle_seconds)
     async with asyncio.timeout(TIMEOUT), asyncio.TaskGroup() as group:
         task = group.create_task(job.run())
         await asyncio.sleep(0)  # its first step
@@ -367,10 +368,10 @@ async def test_a_job_logs_its_beginning_and_its_whole_account_at_the_end(
 
 @pytest.mark.parametrize("job_id", ["a", "A-1.b_c~", "x" * 128, "..a"])
 def test_a_job_id_may_be_part_of_a_path(job_id: str) -> None:
-    check_job_id(job_id)
+    direct(job_id)
 
 
 @pytest.mark.parametrize("job_id", ["", ".", "..", "a/b", "a b", "x" * 129, "é", "a\n"])
 def test_other_job_ids_are_refused(job_id: str) -> None:
     with pytest.raises(InvalidJobId):
-        check_job_id(job_id)
+        direct(job_id)

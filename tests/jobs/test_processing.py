@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from examples.grayscale import Grayscale
 from examples.green_tint import GreenTint
 from examples.passthrough import Passthrough
-from tests.conftest import LOOPBACK, serve_app
+from tests.conftest import LOOPBACK, direct, serve_app
 from whisper_byoc.client import ClientError, ProcessorClient
 from whisper_byoc.errors import ConfigurationError
 from whisper_byoc.jobs.processing import Processor, load_processor
@@ -230,7 +230,7 @@ async def test_an_input_that_stalls_does_not_hold_its_job() -> None:
         aiohttp.ClientSession() as http,
     ):
         sending = asyncio.ensure_future(http.put(f"{url}/live/j/source", data=stalled()))
-        job = await service.jobs.wait_for("j")
+        job = await service.jobs.wait_for(direct("j"))
         async with http.delete(f"{url}/live/j") as answer:
             assert (await answer.json())["state"] == "ended"
         assert (await sending).status == 200

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.conftest import MODELS, Speak, pcm
+from tests.conftest import MODELS, Speak, direct, pcm
 from whisper_byoc.audio.formats import SAMPLE_RATE, Pcm
 from whisper_byoc.inference.engine import open_engine
 from whisper_byoc.inference.voice import open_voice_activity
@@ -66,7 +66,7 @@ async def test_ten_minutes_of_silence_and_noise_give_not_even_a_partial(
     if decibels is not None:
         noise = np.random.default_rng(1).standard_normal(len(noise), dtype=np.float32)
         noise *= 10 ** (decibels / 20)
-    events = await hear(jobs.open(f"noise{decibels}", JobOptions()), seconds_of(noise))
+    events = await hear(jobs.open(direct(f"noise{decibels}"), JobOptions()), seconds_of(noise))
     assert [event.type for event in events] == ["end"]
 
 
@@ -86,7 +86,7 @@ async def test_an_hour_with_long_silences_keeps_its_times_and_its_memory(
                 yield chunk
             memory.append(resident_mb())
 
-    job = jobs.open("hour", JobOptions())
+    job = jobs.open(direct("hour"), JobOptions())
     events = await hear(job, hour())
     assert job.work.audio_seconds == 3600
     # Not one for each sentence: at this pace an utterance may be over before its first is due.

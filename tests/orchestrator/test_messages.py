@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_byoc.errors import BadMessage, ForbiddenUrl, InvalidOption
-from whisper_byoc.jobs.job import check_job_id
+from whisper_byoc.jobs.job import DIRECT, JobKey
 from whisper_byoc.jobs.options import JobOptions, ProcessorOptions
 from whisper_byoc.orchestrator.messages import (
     KEEPALIVE_LINE,
@@ -176,7 +176,7 @@ def test_any_values_are_a_start_or_an_error_of_ours(fields: dict[str, Any]) -> N
         request = start(**fields)
     except (BadMessage, InvalidOption, ForbiddenUrl):
         return
-    check_job_id(request.job_id)
+    JobKey(request.job_id, DIRECT)
 
 
 # Job ids
@@ -189,7 +189,7 @@ def test_a_plain_id_is_the_job_s(stream_id: str) -> None:
 
 @given(st.text(min_size=1, max_size=512).filter(lambda text: text.isprintable()))
 def test_any_id_gives_one_of_a_job(stream_id: str) -> None:
-    check_job_id(StartRequest(stream_id).job_id)
+    JobKey(StartRequest(stream_id).job_id, DIRECT)
 
 
 def test_ids_that_differ_in_odd_characters_stay_apart() -> None:

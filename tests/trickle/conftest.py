@@ -37,6 +37,7 @@ class Trickle:
     external: bool
     autocreate: bool
     make_channel: Create
+    node: bool = False
     channels: list[str] = field(default_factory=list)
 
     @property
@@ -130,6 +131,28 @@ async def trickle() -> AsyncIterator[Trickle]:
 
 
 @pytest.fixture
+async def node() -> AsyncIterator[Trickle]:
+    """As livepeer/node has it. (Which dialect an external server speaks is not known here.)"""
+    if EXTERNAL_BASE is not None:
+        pytest.skip("needs a server that is known to be node's")
+    async with AsyncExitStack() as stack:
+        yield await _start(stack, TrickleServer(node=True))
+
+
+@pytest.fixture(params=["go-livepeer", "node"])
+async def either(request: pytest.FixtureRequest) -> AsyncIterator[Trickle]:
+    """A server of either dialect: for what changes with it."""
+    node = request.param == "node"
+    async with AsyncExitStack() as stack:
+        if EXTERNAL_BASE is None:
+            yield await _start(stack, TrickleServer(node=node))
+        elif node:
+            pytest.skip("needs a server that is known to be node's")
+        else:
+            yield await _connect(stack, EXTERNAL_BASE)
+
+
+@pytest.fixture
 async def autocreating() -> AsyncIterator[Trickle]:
     """A server that makes a channel at its first POST."""
     async with AsyncExitStack() as stack:
@@ -166,7 +189,7 @@ async def _start(
     async def create(channel: str, mime: str) -> None:
         server.create(channel, mime)
 
-    return Trickle(client, BASE, False, autocreate, create)
+    return Trickle(client, BASE, False, autocreate, create, server.node)
 
 
 async def _connect(stack: AsyncExitStack, base: str) -> Trickle:

@@ -9,12 +9,14 @@ import os
 import re
 import shutil
 from asyncio.subprocess import PIPE, Process
+from collections import deque
 from typing import Final, Self
 
 import ffmpeg
 import imageio_ffmpeg
 
-from whisper_byoc.audio.formats import NATIVE, AudioFormat, Container, Encoding, Samples
+from whisper_byoc.audio.clock import MUXER, ClockedDecoder
+from whisper_byoc.audio.formats import NATIVE, AudioFormat, Container, Encoding, Gap, Samples
 from whisper_byoc.audio.pcm import PcmDecoder
 from whisper_byoc.errors import ConfigurationError, UnsupportedAudio
 
@@ -23,6 +25,11 @@ logger = logging.getLogger(__name__)
 BLOCK_BYTES: Final = NATIVE.rate * NATIVE.frame_bytes
 """One second of NATIVE audio: so much may wait for the job that reads it before `send` waits.
 ffmpeg and the kernel's two pipes hold some seconds more."""
+
+MAX_LEAP_SECONDS: Final = 6 * 3600
+"""How far a transport stream's clock may leap ahead for something to be missing there. A clock that
+leaps further, or back, is another clock, and the audio goes on: an encoder that began anew, and the
+33 bits of the clock, which begin anew every 26.5 h, look like that. Nobody waits for six hours."""
 
 # The audio codecs that are common in the containers we accept. ffmpeg opens decoders for all
 # streams of its input to probe them; with this list hostile video never reaches a video decoder.
@@ -82,19 +89,13 @@ def ffmpeg_command(audio_format: AudioFormat, ffmpeg_path: str) -> list[str]:
         sn=None,
         dn=None,
     )
-    # Where a transport stream's clock leaps ahead by up to 10 s, something was lost: silence takes
-    # its place, so that later words keep their times. A clock that leaps further, or back, is
-    # another clock (-dts_delta_threshold), and the audio goes on.
-    kept = {"af": "aresample=async=1"} if audio_format is Container.MPEG_TS else {}
     # s16le is what openai-whisper has ffmpeg write for its own models.
-    sink = source["a:0"].output(
-        "pipe:1",
-        **_format_options(NATIVE),
-        **kept,
-        threads=1,
-        flush_packets=1,
-    )
-    flags = ("-hide_banner", "-nostdin", "-nostats", "-loglevel", "error")
+    clocked = audio_format is Container.MPEG_TS
+    written = MUXER if clocked else _format_options(NATIVE)
+    sink = source["a:0"].output("pipe:1", **written, threads=1, flush_packets=1)
+    flags = ["-hide_banner", "-nostdin", "-nostats", "-loglevel", "error"]
+    if clocked:
+        flags += ["-dts_delta_threshold", str(MAX_LEAP_SECONDS)]
     return [str(word) for word in sink.global_args(*flags).compile(cmd=ffmpeg_path)]
 
 
@@ -137,7 +138,8 @@ class _Complaints(asyncio.Protocol):
 
 
 class Decoder:
-    """One ffmpeg process: bytes of one format in, samples out.
+    """One ffmpeg process: bytes of one format in, samples out, and of a transport stream the gaps
+    between them.
 
     Whoever calls `start` calls `close`. One task sends, another iterates. Cancelling a `send` may
     leave a part of its bytes sent; cancelling the iteration loses nothing.
@@ -155,7 +157,9 @@ class Decoder:
         # drain() waits until the pipe took everything, not until less than 64 KiB are left.
         self._stdin.transport.set_write_buffer_limits(high=0)
         self._reading = asyncio.Lock()
+        self._clocked = ClockedDecoder() if audio_format is Container.MPEG_TS else None
         self._pcm = PcmDecoder()
+        self._pieces: deque[Samples | Gap] = deque()
         self._num_bytes = self._num_samples = 0
         self._eof_sent = self._closed = False
 
@@ -210,14 +214,17 @@ class Decoder:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Samples:
-        """A block of at most a second, as soon as there is one. Raises UnsupportedAudio."""
+    async def __anext__(self) -> Samples | Gap:
+        """A block of about a second at most, as soon as there is one, or what a transport stream's
+        clock says is missing before the next. Raises UnsupportedAudio."""
         async with self._reading:
-            while not self._closed and (data := await self._stdout.read(BLOCK_BYTES)):
-                samples = self._pcm.receive_bytes(data)
-                if samples.size:
-                    self._num_samples += samples.size
-                    return samples
+            while not (self._closed or self._pieces):
+                data = await self._stdout.read(BLOCK_BYTES)
+                if not data:
+                    break
+                self._receive(data)
+            if self._pieces and not self._closed:
+                return self._pieces.popleft()
             if not self._closed:
                 await self._process.wait()
                 await self._complaints.ended.wait()
@@ -225,6 +232,18 @@ class Decoder:
             raise StopAsyncIteration
         self._check_outcome()
         raise StopAsyncIteration
+
+    def _receive(self, data: bytes) -> None:
+        if self._clocked is not None:
+            pieces = self._clocked.receive_bytes(data)
+        else:
+            pieces = [self._pcm.receive_bytes(data)]
+        for piece in pieces:
+            if isinstance(piece, Gap):
+                self._pieces.append(piece)
+            elif piece.size:
+                self._num_samples += piece.size
+                self._pieces.append(piece)
 
     def _check_outcome(self) -> None:
         """A damaged or cut stream gives what can be decoded; nothing at all is an error, and so is

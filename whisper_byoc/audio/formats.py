@@ -14,6 +14,13 @@ Samples: TypeAlias = NDArray[np.float32]
 """Mono, 16 kHz, shape `(n,)`, in [-1, 1)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """What is missing between two blocks of samples, by the clock of their stream."""
+
+    num_samples: int
+
+
 class Container(enum.Enum):
     """A file format that names its own codec. `demuxer` is ffmpeg's word, `label` a person's."""
 

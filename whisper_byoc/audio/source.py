@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Self
 
+import numpy as np
+
 from whisper_byoc.audio.body import BodyReader
 from whisper_byoc.audio.ffmpeg import BLOCK_BYTES, Decoder
-from whisper_byoc.audio.formats import NATIVE, AudioFormat, Samples
+from whisper_byoc.audio.formats import NATIVE, SAMPLE_RATE, AudioFormat, Gap, Samples
 from whisper_byoc.audio.pcm import RawStream, to_samples
 from whisper_byoc.errors import ServiceError
 
@@ -41,6 +43,9 @@ class _NativeRoute:
     async def send_eof(self) -> None:
         self._ended = True
         self._readable.set()
+
+    def __aiter__(self) -> Self:
+        return self
 
     async def __anext__(self) -> Samples:
         while not self._waiting:
@@ -77,6 +82,8 @@ class AudioSource:
         self._decided = asyncio.Event()  # there is a route, or there will be none
         self._error: ServiceError | None = None
         self._closed = False
+        self._num_missing = 0
+        """Samples of the gap that iteration has come to."""
 
     @property
     def format(self) -> AudioFormat | None:
@@ -108,16 +115,29 @@ class AudioSource:
         return self
 
     async def __anext__(self) -> Samples:
-        """A block of at most a second, float32 (n,).
+        """A block of at most a second, float32 (n,), with silence for what is missing. Raises what
+        `next_piece` raises."""
+        if not self._num_missing:
+            piece = await self.next_piece()
+            if piece is None:
+                raise StopAsyncIteration
+            if not isinstance(piece, Gap):
+                return piece
+            self._num_missing = piece.num_samples
+        block = np.zeros(min(self._num_missing, SAMPLE_RATE), np.float32)
+        self._num_missing -= len(block)
+        return block
+
+    async def next_piece(self) -> Samples | Gap | None:
+        """A block of at most a second, float32 (n,), or what is missing before the next; None at
+        the end.
 
         Raises UnsupportedAudio, or ConfigurationError where ffmpeg cannot be run.
         """
         await self._decided.wait()
         if self._error is not None:
             raise self._error
-        if self._route is None:
-            raise StopAsyncIteration
-        return await self._route.__anext__()
+        return None if self._route is None else await anext(self._route, None)
 
     async def close(self) -> None:
         """Wakes whoever still sends or iterates, and kills ffmpeg."""

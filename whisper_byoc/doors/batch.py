@@ -71,7 +71,7 @@ class Exchange:
 
     async def _run(self) -> None:
         """Raises ServiceError."""
-        requests.check_token(self._request)
+        await requests.check_token_or_session(self._request)
         self._check_model()
         requests.check_body(self._request, self._limit)
         async with errors.bare_errors():
@@ -137,11 +137,12 @@ class Exchange:
         """A job for this request, forgotten at exit. It has no idle limit: `Incoming` watches the
         connection, which tells at once when the sender has gone."""
         jobs = self._service.jobs
-        job = jobs.open(f"batch-{secrets.token_hex(8)}", options, attended=True)
+        key = requests.job_key(self._request, f"batch-{secrets.token_hex(8)}")
+        job = jobs.open(key, options, attended=True)
         try:
             yield job
         finally:
-            await jobs.discard(job.job_id)
+            await jobs.discard(job)
 
     def _answer_form(self, fields: Fields, options: Options) -> Answer:
         if isinstance(options, JobOptions):
@@ -230,6 +231,8 @@ def _check(job: Job, event: Event) -> None:
         raise job.failure or errors.DecodeError(event.message)
     if isinstance(event, End) and event.reason is EndReason.SHUTDOWN:
         raise errors.Draining()  # the rest of the recording was not heard
+    if isinstance(event, End) and event.reason is EndReason.RELEASED:
+        raise errors.CutOff()
 
 
 def _given(options: Options, fields: Fields) -> Fields:

@@ -1,9 +1,11 @@
-"""Errors as answers: which status, and the documents that different callers look for."""
+"""Errors as answers: which status or close code, and the documents that different callers look
+for."""
 
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
+from starlette.websockets import WebSocket
 
 from whisper_byoc import errors
 
@@ -22,6 +24,9 @@ STATUSES: dict[type[errors.ServiceError], int] = {
     errors.UnsupportedAudio: 415,
     errors.Unavailable: 503,
 }
+POLICY, INTERNAL, TRY_LATER = 1008, 1011, 1013
+"""RFC 6455, section 7.4.1, and the registry it began."""
+MAX_REASON_BYTES = 123
 
 
 def status_of(error: errors.ServiceError) -> int:
@@ -44,6 +49,20 @@ def error_response(error: errors.ServiceError, document: Any = None) -> JSONResp
     return JSONResponse(document or ours, status_of(error), headers)
 
 
-async def answer_error(request: Request, error: Exception) -> JSONResponse:
+def closing(error: errors.ServiceError | None) -> tuple[int, str]:
+    """Code and reason that a WebSocket is closed with."""
+    if error is None:
+        return 1000, ""
+    code = POLICY if isinstance(error, errors.RequestError | errors.SlowReader) else INTERNAL
+    code = TRY_LATER if isinstance(error, errors.Unavailable) else code
+    return code, str(error).encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+
+
+async def answer_error(connection: HTTPConnection[Any], error: Exception) -> JSONResponse | None:
+    """A WebSocket is accepted first: browsers show no status of a failed handshake."""
     assert isinstance(error, errors.ServiceError)
+    if isinstance(connection, WebSocket):
+        await connection.accept()
+        await connection.close(*closing(error))
+        return None
     return error_response(error)

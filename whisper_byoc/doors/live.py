@@ -21,9 +21,9 @@ from whisper_byoc.transcript import EndReason, Format, Writer, choose_format
 
 async def put_source(request: Request) -> Response:
     """Take one body. Its end is the end of the stream, unless `?final=false`."""
-    service, job_id = requests.checked(request)
+    service, key = requests.checked(request)
     final = requests.flag("final", request.query_params.get("final"))
-    job = service.jobs.find(job_id)
+    job = service.jobs.find(key)
     requests.options_of(request, job)
     audio_format = format_of_content_type(request.headers.get("Content-Type"))
     requests.check_body(request, service.settings.jobs.max_body_bytes)
@@ -33,15 +33,15 @@ async def put_source(request: Request) -> Response:
     first = await requests.first_chunk(chunks, service.settings.jobs.idle_seconds)
     num_bytes = 0
     if first:  # another request may have begun or ended the job meanwhile
-        job, body = requests.open_job(request, job_id), _chain(first, chunks)
+        job, body = requests.open_job(request, key), _chain(first, chunks)
         num_bytes = await job.receive_body(body, audio_format, final=final is not False)
-    elif (job := service.jobs.find(job_id)) is not None:
+    elif (job := service.jobs.find(key)) is not None:
         job.keep_alive()
         if final is True:
             await job.stop(EndReason.EOF)
     return JSONResponse(
         {
-            "job_id": job_id,
+            "job_id": key.job_id,
             "bytes": num_bytes,
             "audio_seconds": round(job.work.audio_seconds, 3) if job else 0.0,
             "state": job.state if job else None,
@@ -52,10 +52,10 @@ async def put_source(request: Request) -> Response:
 
 async def get_output(request: Request) -> Response:
     """Stream the transcript from its beginning, whenever the job begins or has ended."""
-    service, job_id = requests.checked(request)
+    service, key = requests.checked(request)
     chosen = choose_format(request.query_params.get("format"), request.headers.get("Accept"))
     after = _last_event_id(request) if chosen is Format.SSE else -1
-    job = await requests.while_connected(request, service.jobs.wait_for(job_id))
+    job = await requests.while_connected(request, service.jobs.wait_for(key))
     idle_seconds = service.settings.jobs.keepalive_seconds
     content_type, writer = job.work.writer(chosen)
     return StreamingResponse(
@@ -70,31 +70,31 @@ async def get_output(request: Request) -> Response:
 
 
 async def get_job(request: Request) -> Response:
-    service, job_id = requests.checked(request)
-    job = service.jobs.get(job_id)
+    service, key = requests.checked(request)
+    job = service.jobs.get(key)
     return JSONResponse(job.document(), headers=requests.model_header(service, job))
 
 
 async def delete_job(request: Request) -> Response:
     """Stop a running job after a flush; forget an ended one."""
-    service, job_id = requests.checked(request)
-    job = await service.jobs.delete(job_id)
-    forgotten = service.jobs.find(job_id) is None
+    service, key = requests.checked(request)
+    job = await service.jobs.delete(key)
+    forgotten = service.jobs.find(key) is None
     document = {**job.document(), "forgotten": forgotten}
     return JSONResponse(document, headers=requests.model_header(service, job))
 
 
 async def post_control(request: Request) -> Response:
     """One control message: JSON with its `type`, answered when it has been obeyed."""
-    service, job_id = requests.checked(request)
+    service, key = requests.checked(request)
     kind, values = control.read_control(await _message(request, service.settings.jobs.idle_seconds))
     if kind is Control.START:
         options = service.jobs.kind.options().changed(values)
-        if service.jobs.find(job_id) is not None:
-            raise JobExists(job_id)
-        job = service.jobs.open(job_id, options)
+        if service.jobs.find(key) is not None:
+            raise JobExists(key.job_id)
+        job = service.jobs.open(key, options)
     else:
-        job = service.jobs.get(job_id)
+        job = service.jobs.get(key)
     match kind:
         case Control.OPTIONS:
             service.jobs.change(job, values)

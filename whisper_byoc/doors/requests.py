@@ -15,8 +15,9 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from whisper_byoc import errors
-from whisper_byoc.jobs.job import Job, check_job_id
+from whisper_byoc.jobs.job import Job, JobKey
 from whisper_byoc.jobs.options import Options
+from whisper_byoc.orchestrator.runner_sessions import session_id_of
 from whisper_byoc.service import Service
 
 MODEL_HEADER = "X-Model-Id"
@@ -146,13 +147,18 @@ def service_of(connection: HTTPConnection[Any]) -> Service:
     return service
 
 
-def checked(request: Request) -> tuple[Service, str]:
-    """The service, and a job id that is one. Raises InvalidJobId, UnknownModel and NotReady."""
+def job_key(connection: HTTPConnection[Any], job_id: str) -> JobKey:
+    """The job that a request means: of its own session alone. Raises InvalidJobId."""
+    return JobKey(job_id, session_id_of(connection.headers))
+
+
+def checked(request: Request) -> tuple[Service, JobKey]:
+    """The service, and the job that the path names. Raises InvalidJobId, UnknownModel and
+    NotReady."""
     service = service_of(request)
-    job_id = request.path_params["job_id"]
-    check_job_id(job_id)
+    key = job_key(request, request.path_params["job_id"])
     check_model(request)
-    return service, job_id
+    return service, key
 
 
 def check_model(connection: HTTPConnection[Any]) -> None:
@@ -171,15 +177,27 @@ def model_header(service: Service, job: Job | None = None) -> dict[str, str]:
 
 
 def check_token(request: Request) -> None:
-    """Where a token is configured, callers must bring it. Raises Unauthorized.
+    """Where a token is configured, callers must bring it. Raises Unauthorized."""
+    if not _has_token(request):
+        raise errors.Unauthorized()
 
-    Compared in constant time, so that it cannot be found out byte by byte.
-    """
+
+async def check_token_or_session(request: Request) -> None:
+    """As `check_token`, but whoever comes through a session that its orchestrator has told us of
+    needs none: orchestrators have no token to send. Raises Unauthorized and InvalidSession."""
+    if _has_token(request):
+        return
+    session_id = session_id_of(request.headers)
+    if not (session_id and await service_of(request).runner_sessions.confirmed(session_id)):
+        raise errors.Unauthorized()
+
+
+def _has_token(request: Request) -> bool:
+    """Compared in constant time, so that it cannot be found out byte by byte."""
     token = service_of(request).settings.orchestrator.token.get_secret_value()
     scheme, _, found = request.headers.get("Authorization", "").partition(" ")
     right = hmac.compare_digest(found.strip().encode(), token.encode())
-    if token and not (right and scheme.lower() == "bearer"):
-        raise errors.Unauthorized()
+    return not token or (right and scheme.lower() == "bearer")
 
 
 def check_body(request: Request, limit: int) -> None:
@@ -206,14 +224,14 @@ def options_of(connection: HTTPConnection[Any], job: Job | None) -> Options:
     return options
 
 
-def open_job(connection: HTTPConnection[Any], job_id: str) -> Job:
-    """The running job of this id with the options that the query names, or a new one.
+def open_job(connection: HTTPConnection[Any], key: JobKey) -> Job:
+    """The running job of this key with the options that the query names, or a new one.
 
     Raises InvalidOption, JobEnded, SourceBusy, and for a new one Draining and TooManyJobs.
     """
     jobs = service_of(connection).jobs
-    options = options_of(connection, jobs.find(job_id))
-    job = jobs.open(job_id, options)
+    options = options_of(connection, jobs.find(key))
+    job = jobs.open(key, options)
     job.check_receives()
     if job.options != options:
         job.change(options)

@@ -14,7 +14,7 @@ from whisper_byoc.doors import trickle
 from whisper_byoc.doors.requests import checked, options_of, while_connected
 from whisper_byoc.errors import UnknownJob, UnsupportedAudio
 from whisper_byoc.jobs.eventlog import EventLog
-from whisper_byoc.jobs.job import Job, JobState
+from whisper_byoc.jobs.job import Job, JobKey, JobState
 from whisper_byoc.service import Service
 from whisper_byoc.transcript import Format
 from whisper_byoc.trickle import protocol
@@ -26,15 +26,15 @@ CLOSED_HEADERS = {protocol.CLOSED: protocol.TERMINATED, **trickle.LAST}
 
 async def post_segment(request: Request) -> Response:
     """Take one segment of input. The first one makes the job, and the channel in front of it."""
-    service, job_id = checked(request)
+    service, key = checked(request)
     seq = protocol.parse_seq(request.path_params["seq"])
     if seq is None or seq < NEXT:
         return trickle.invalid_seq()
-    options = options_of(request, service.jobs.find(job_id))
-    job = service.jobs.find(job_id)
+    options = options_of(request, service.jobs.find(key))
+    job = service.jobs.find(key)
     if job is not None and job.state is not JobState.RECEIVING:
         return trickle.no_channel(CLOSED_HEADERS)
-    job = job or service.jobs.open(job_id, options)
+    job = job or service.jobs.open(key, options)
     job.keep_alive()
     max_bytes = service.settings.worker.max_segment_bytes
     channel = service.sources.channel(job, _raw_format(request))
@@ -56,13 +56,13 @@ async def post_segment(request: Request) -> Response:
 
 async def get_next_source(request: Request) -> Response:
     """The number that a publisher begins with."""
-    service, job_id = checked(request)
-    channel = service.sources.find(job_id)
-    if channel is not None:
-        return trickle.answer_next(channel.next_write)
-    job = service.jobs.find(job_id)
+    service, key = checked(request)
+    job = service.jobs.find(key)
     if job is None:
         return trickle.answer_next(0)
+    channel = service.sources.find(job)
+    if channel is not None:
+        return trickle.answer_next(channel.next_write)
     if job.state is not JobState.RECEIVING:
         return trickle.no_channel()
     return trickle.answer_next(service.sources.channel(job).next_write)
@@ -70,8 +70,8 @@ async def get_next_source(request: Request) -> Response:
 
 async def delete_source(request: Request) -> Response:
     """The publisher's end of the stream: answered at once, flushed behind the answer."""
-    service, job_id = checked(request)
-    channel = service.sources.find(job_id)
+    service, key = checked(request)
+    channel = service.sources.find(service.jobs.find(key))
     if channel is None:
         return trickle.refusal("Invalid stream", 400)
     channel.finish()
@@ -80,11 +80,11 @@ async def delete_source(request: Request) -> Response:
 
 async def get_segment(request: Request) -> Response:
     """One event of the job, which is waited for when it is the next one."""
-    service, job_id = checked(request)
+    service, key = checked(request)
     asked = protocol.parse_seq(request.path_params["seq"])
     if asked is None or asked < NEWEST:
         return trickle.invalid_seq()
-    job = await _find(request, service, job_id)
+    job = await _find(request, service, key)
     if job is None:
         return trickle.no_channel()
     log, latest = job.log, job.log.next_seq
@@ -107,17 +107,17 @@ async def get_segment(request: Request) -> Response:
 
 
 async def get_next_output(request: Request) -> Response:
-    service, job_id = checked(request)
-    job = service.jobs.find(job_id)
+    service, key = checked(request)
+    job = service.jobs.find(key)
     if job is None:
         return trickle.no_channel()
     return trickle.answer_next(job.log.next_seq)
 
 
-async def _find(request: Request, service: Service, job_id: str) -> Job | None:
+async def _find(request: Request, service: Service, key: JobKey) -> Job | None:
     """The job once it exists, within the grace time."""
     try:
-        return await while_connected(request, service.jobs.wait_for(job_id))
+        return await while_connected(request, service.jobs.wait_for(key))
     except UnknownJob:
         return None
 

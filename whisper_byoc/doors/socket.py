@@ -13,7 +13,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from whisper_byoc import errors
 from whisper_byoc.audio.formats import NATIVE, AudioFormat
 from whisper_byoc.audio.sniffing import SNIFF_BYTES, sniff
-from whisper_byoc.doors.requests import check_model, open_job, service_of
+from whisper_byoc.doors.errors import closing
+from whisper_byoc.doors.requests import check_model, job_key, open_job, service_of
 from whisper_byoc.jobs import control
 from whisper_byoc.jobs.control import Control
 from whisper_byoc.jobs.job import Job, JobState
@@ -23,9 +24,6 @@ from whisper_byoc.transcript import EndReason, Event, Final, Payload, event_docu
 
 EOS = "eos"
 """End of stream, in the words of Live Runner's speech apps."""
-POLICY, INTERNAL, TRY_LATER = 1008, 1011, 1013
-"""RFC 6455, section 7.4.1, and the registry it began."""
-MAX_REASON_BYTES = 123
 _GONE = (WebSocketDisconnect, RuntimeError)
 """What sending raises when the client has closed the connection, and (RuntimeError, by Starlette)
 when we have."""
@@ -67,7 +65,7 @@ class Call:
         """Begin the job that the query names, or go on with it. Raises ServiceError."""
         check_model(self._websocket)
         job_id = self._websocket.query_params.get("job") or f"socket-{secrets.token_hex(8)}"
-        self._job = open_job(self._websocket, job_id)
+        self._job = open_job(self._websocket, job_key(self._websocket, job_id))
 
     async def listen(self) -> None:
         """Take frames until there are no more; returns when all that was heard is final."""
@@ -102,9 +100,8 @@ class Call:
             await self.close(self._job.failure)
 
     async def close(self, error: errors.ServiceError | None) -> None:
-        reason = str(error or "").encode()[:MAX_REASON_BYTES].decode(errors="ignore")
         with suppress(*_GONE):
-            await self._websocket.close(_close_code(error), reason)
+            await self._websocket.close(*closing(error))
 
     async def _take_audio(self, job: Job) -> None:
         """Hand the frames to the job as one body, or as several where `_obey` ends one of them."""
@@ -206,14 +203,6 @@ def _read(text: str) -> tuple[Control | None, dict[str, Any]]:
         return None, {}
     message = control.parse_control(text.encode())
     return (None, {}) if message.get("type") == EOS else control.read_control(message)
-
-
-def _close_code(error: errors.ServiceError | None) -> int:
-    if error is None:
-        return 1000
-    if isinstance(error, errors.Unavailable):
-        return TRY_LATER
-    return POLICY if isinstance(error, errors.RequestError | errors.SlowReader) else INTERNAL
 
 
 routes = [WebSocketRoute("/transcribe", transcribe)]

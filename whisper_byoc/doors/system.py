@@ -77,6 +77,8 @@ routes = [
     Route("/ready", ready),
     Route("/version", version),
     Route("/app-version", version),
+]
+operator_routes = [
     Route("/hardware/info", hardware_info),
     Route("/hardware/stats", hardware_stats),
     Route("/metrics", metrics),

@@ -2,11 +2,14 @@
 bytes in between is its work (`jobs.work.Work`)."""
 
 import asyncio
+import hashlib
 import logging
 import re
+import secrets
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from whisper_byoc import errors
 from whisper_byoc.audio.formats import AudioFormat
@@ -21,8 +24,38 @@ from whisper_byoc.transcript import EndReason, Event
 logger = logging.getLogger(__name__)
 
 _JOB_ID = re.compile(r"(?!\.+\Z)[A-Za-z0-9._~-]{1,128}\Z")
+_SESSION_SALT = secrets.token_bytes(16)
 _OF_ONE_SEGMENT = (errors.UnsupportedAudio, errors.ProcessorError, errors.BodyTooLarge)
 """What may be wrong with one segment while those behind it can be used."""
+
+
+DIRECT: Final = ""
+"""In place of a session: of jobs whose callers come through none."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobKey:
+    """What a job is found by: the id that its callers have chosen, and the session of a Live Runner
+    that they share. Jobs of one id in two sessions have nothing to do with one another.
+
+    Raises InvalidJobId. All dots are refused: clients and proxies fold them into the path.
+    """
+
+    job_id: str
+    session: str = field(repr=False)
+    """`DIRECT`, or the only secret that the session's client has."""
+
+    def __post_init__(self) -> None:
+        if not _JOB_ID.match(self.job_id):
+            raise errors.InvalidJobId(self.job_id)
+
+    @property
+    def log_name(self) -> str:
+        """Tells jobs of one id apart, and no session's id."""
+        if self.session == DIRECT:
+            return self.job_id
+        salted = hashlib.blake2s(self.session.encode(), key=_SESSION_SALT, digest_size=3)
+        return f"{self.job_id} of session {salted.hexdigest()}"
 
 
 class JobState(StrEnum):
@@ -44,7 +77,7 @@ class Job:
 
     def __init__(
         self,
-        job_id: str,
+        key: JobKey,
         begin: Callable[[Owner], Work],
         settings: JobSettings,
         metrics: Metrics,
@@ -52,9 +85,10 @@ class Job:
     ) -> None:
         """begin: makes the work of this job. idle_seconds: without input, after which the job is
         stopped; None when whoever feeds the job sees to its end."""
-        self.job_id = job_id
+        self.key = key
+        self.job_id = key.job_id
         self.log = EventLog(settings.max_events, settings.max_output_bytes)
-        self.logger = JobLog(logger, {"job": job_id})
+        self.logger = JobLog(logger, {"job": key.log_name})
         self.problem: ServiceError | None = None
         """What was wrong with the last segment that was left out."""
         self.num_problems = 0
@@ -312,9 +346,3 @@ class Job:
             self.num_bytes,
             ", ".join(f"{name} {value}" for name, value in self.work.counters().items()),
         )
-
-
-def check_job_id(job_id: str) -> None:
-    """Raises InvalidJobId. All dots are refused: clients and proxies fold them into the path."""
-    if not _JOB_ID.match(job_id):
-        raise errors.InvalidJobId(job_id)

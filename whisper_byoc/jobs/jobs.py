@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from whisper_byoc.errors import Draining, JobEnded, TooManyJobs, UnknownJob
-from whisper_byoc.jobs.job import Job, check_job_id
+from whisper_byoc.jobs.job import DIRECT, Job, JobKey
 from whisper_byoc.jobs.options import Options
 from whisper_byoc.jobs.work import Owner, Work
 from whisper_byoc.metrics import Metrics
@@ -16,6 +16,9 @@ from whisper_byoc.settings import Settings
 from whisper_byoc.transcript import EndReason
 
 logger = logging.getLogger(__name__)
+
+_RELEASE_SECONDS = 1.5
+"""s that the jobs of a session get to flush when it is over: its place has another client then."""
 
 
 class JobKind(Protocol):
@@ -49,11 +52,11 @@ class Jobs:
         self.kind = kind
         self._settings = settings
         self._metrics = metrics
-        self._running: dict[str, Job] = {}
-        self._ended: dict[str, Job] = {}
+        self._running: dict[JobKey, Job] = {}
+        self._ended: dict[JobKey, Job] = {}
         self._group: asyncio.TaskGroup | None = None
         self._created = asyncio.Event()
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[Job, asyncio.Task[None]] = {}
         self.draining = False
 
     @asynccontextmanager
@@ -79,55 +82,52 @@ class Jobs:
     def max_lag_seconds(self) -> float:
         return max((job.work.lag_seconds for job in self._running.values()), default=0.0)
 
-    def find(self, job_id: str) -> Job | None:
-        return self._running.get(job_id) or self._ended.get(job_id)
+    def find(self, key: JobKey) -> Job | None:
+        return self._running.get(key) or self._ended.get(key)
 
-    def get(self, job_id: str) -> Job:
-        """The running or ended job of this id. Raises InvalidJobId and UnknownJob."""
-        check_job_id(job_id)
-        job = self.find(job_id)
+    def get(self, key: JobKey) -> Job:
+        """The running or ended job of this key. Raises UnknownJob."""
+        job = self.find(key)
         if job is None:
-            raise UnknownJob(job_id)
+            raise UnknownJob(key.job_id)
         return job
 
-    async def wait_for(self, job_id: str) -> Job:
-        """The job, once it exists, within the grace time. Raises InvalidJobId and UnknownJob."""
-        check_job_id(job_id)
+    async def wait_for(self, key: JobKey) -> Job:
+        """The job, once it exists, within the grace time. Raises UnknownJob."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.jobs.output_grace_seconds):
-                while self.find(job_id) is None and not self.draining:
+                while self.find(key) is None and not self.draining:
                     await self._created.wait()
-        return self.get(job_id)
+        return self.get(key)
 
     def open(
-        self, job_id: str, options: Options, *, again: bool = False, attended: bool = False
+        self, key: JobKey, options: Options, *, again: bool = False, attended: bool = False
     ) -> Job:
-        """The running job of this id, or a new one. again: an ended job of this id is replaced
+        """The running job of this key, or a new one. again: an ended job of this key is replaced
         rather than refused. attended: the job has no idle limit, since whoever opens it ends it.
 
-        Raises InvalidJobId, JobEnded, and for a new one Draining, TooManyJobs and InvalidOption.
+        Raises JobEnded, and for a new one Draining, TooManyJobs and InvalidOption.
         """
-        check_job_id(job_id)
-        if job_id in self._running:
-            return self._running[job_id]
-        if job_id in self._ended and not again:
-            raise JobEnded(job_id)
+        if key in self._running:
+            return self._running[key]
+        if key in self._ended and not again:
+            raise JobEnded(key.job_id)
         if self.draining or self._group is None:
             raise Draining()
         if len(self._running) >= self._settings.jobs.max_jobs:
             self._metrics.jobs_refused.inc()
             raise TooManyJobs(len(self._running))
         self.kind.check(options)
-        self._ended.pop(job_id, None)
+        self._ended.pop(key, None)
         job = Job(
-            job_id,
+            key,
             partial(self.kind.make, options),
             self._settings.jobs,
             self._metrics,
             None if attended else self._settings.jobs.idle_seconds,
         )
-        self._running[job_id] = job
-        self._tasks[job_id] = self._group.create_task(self._run(job))
+        self._running[key] = job
+        self._tasks[job] = self._group.create_task(self._run(job))
         self._announce()
         return job
 
@@ -140,39 +140,58 @@ class Jobs:
         self.kind.check(options)
         job.change(options)
 
-    async def delete(self, job_id: str) -> Job:
-        """Stop a running job after a flush, or forget an ended one. Raises InvalidJobId and
-        UnknownJob."""
-        job = self.get(job_id)
-        if job_id in self._running:
+    async def delete(self, key: JobKey) -> Job:
+        """Stop a running job after a flush, or forget an ended one. Raises UnknownJob."""
+        job = self.get(key)
+        if key in self._running:
             await job.stop(EndReason.STOPPED)
         else:
-            del self._ended[job_id]
+            del self._ended[key]
         return job
 
-    async def cut_off(self, job_id: str) -> None:
-        """End a running job at once, without a flush."""
+    async def cut_off(self, *jobs: Job) -> None:
+        """End jobs that run at once, without a flush."""
         await asyncio.sleep(0)  # a task that is cancelled before its first step cleans nothing up
-        task = self._tasks.get(job_id)
-        if task is not None:
+        tasks = {self._tasks[job] for job in jobs if job in self._tasks}
+        for task in tasks:
             task.cancel()
-            await asyncio.wait({task})
+        if tasks:
+            await asyncio.wait(tasks)
 
-    async def discard(self, job_id: str) -> None:
-        """Forget a job; one that runs is cut off first."""
-        await self.cut_off(job_id)
-        self._ended.pop(job_id, None)
+    async def discard(self, *jobs: Job) -> None:
+        """Forget jobs; those that run are cut off first."""
+        await self.cut_off(*jobs)
+        for job in jobs:
+            if self._ended.get(job.key) is job:
+                del self._ended[job.key]
 
-    async def drain(self, seconds: float, stopped_elsewhere: Collection[str] = ()) -> None:
+    async def end_session(self, session: str) -> None:
+        """A session of a Live Runner is over: flush its jobs within a short time, cut off those
+        that take longer, and forget them all. Raises nothing."""
+        if session == DIRECT:
+            return
+        running, ended = (
+            [job for key, job in jobs.items() if key.session == session]
+            for jobs in (self._running, self._ended)
+        )
+        try:
+            async with asyncio.timeout(_RELEASE_SECONDS):
+                stopping = (job.stop(EndReason.RELEASED) for job in running)
+                await asyncio.gather(*stopping, return_exceptions=True)
+        except TimeoutError:
+            logger.warning("a session is over, and not all of its jobs were flushed in time")
+        await self.discard(*running, *ended)
+
+    async def drain(self, seconds: float, stopped_elsewhere: Collection[Job] = ()) -> None:
         """Refuse new jobs and flush the running ones; those that still run after so many seconds
-        are cut off. stopped_elsewhere: ids of jobs that are not flushed here, since the streams of
+        are cut off. stopped_elsewhere: jobs that are not flushed here, since the streams of
         orchestrators flush theirs."""
         self.draining = True
         self._announce()
         stopping = [
             job.stop(EndReason.SHUTDOWN)
-            for job_id, job in self._running.items()
-            if job_id not in stopped_elsewhere
+            for job in self._running.values()
+            if job not in stopped_elsewhere
         ]
         try:
             async with asyncio.timeout(seconds):
@@ -186,9 +205,9 @@ class Jobs:
         try:
             await job.run()
         finally:
-            del self._running[job.job_id], self._tasks[job.job_id]
+            del self._running[job.key], self._tasks[job]
             if job.worth_keeping:
-                self._ended[job.job_id] = job
+                self._ended[job.key] = job
                 self._forget()
 
     def _announce(self) -> None:
@@ -214,4 +233,4 @@ class Jobs:
             kept = kept and num_bytes <= self._settings.jobs.max_ended_bytes
             if kept and job.ended_at is not None and job.ended_at > oldest:
                 return
-            del self._ended[job.job_id]
+            del self._ended[job.key]

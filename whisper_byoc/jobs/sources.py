@@ -2,7 +2,6 @@
 channel in front of each job puts them in order."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,8 +10,6 @@ from whisper_byoc.errors import Draining, ServiceError
 from whisper_byoc.jobs.job import Job
 from whisper_byoc.transcript import EndReason
 from whisper_byoc.trickle.local import LocalChannel, LocalReader
-
-logger = logging.getLogger(__name__)
 
 _OVERTAKE_SECONDS = 1.0
 """How long a segment is waited for when a later one has come first, on another connection."""
@@ -26,7 +23,7 @@ class Sources:
     """
 
     def __init__(self) -> None:
-        self._channels: dict[str, LocalChannel] = {}
+        self._channels: dict[Job, LocalChannel] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
 
@@ -42,15 +39,15 @@ class Sources:
                 for task in self._tasks:
                     task.cancel()
 
-    def find(self, job_id: str) -> LocalChannel | None:
+    def find(self, job: Job | None) -> LocalChannel | None:
         """The source channel of a job that takes input from one."""
-        return self._channels.get(job_id)
+        return self._channels.get(job) if job else None
 
     def channel(self, job: Job, audio_format: AudioFormat | None = None) -> LocalChannel:
         """The source channel of a running job, made when it has none. audio_format: of the segments
         when they are raw audio; None finds the format by their first bytes. Raises JobEnded,
         SourceBusy and Draining."""
-        channel = self._channels.get(job.job_id)
+        channel = self.find(job)
         if channel is not None:
             return channel
         job.check_receives()
@@ -58,19 +55,19 @@ class Sources:
             raise Draining()
         channel = LocalChannel()
         reader = LocalReader(channel, _OVERTAKE_SECONDS)
-        self._channels[job.job_id] = channel
+        self._channels[job] = channel
         task = self._group.create_task(self._feed(job, reader, audio_format))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return channel
 
     async def _feed(self, job: Job, reader: LocalReader, audio_format: AudioFormat | None) -> None:
-        channel = self._channels[job.job_id]
+        channel = self._channels[job]
         try:
             await job.receive_segments(reader, audio_format, channel.finish)
             await job.stop(EndReason.EOF)
         except ServiceError as error:  # readers of the job get it as an event
-            logger.info("job %s: %s", job.job_id, error)
+            job.logger.info("%s", error)
         finally:
             channel.close()
-            del self._channels[job.job_id]
+            del self._channels[job]

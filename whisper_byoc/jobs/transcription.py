@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from whisper_byoc.audio.formats import SAMPLE_RATE, AudioFormat
+from whisper_byoc.audio.formats import SAMPLE_RATE, AudioFormat, Gap
 from whisper_byoc.audio.pcm import RawStream
 from whisper_byoc.audio.segments import SegmentJoiner
 from whisper_byoc.audio.source import open_source
@@ -25,6 +25,11 @@ from whisper_byoc.streaming.frames import FrameBlocks
 from whisper_byoc.streaming.transcriber import MAX_BLOCK_SAMPLES, Transcriber
 from whisper_byoc.streaming.utterance import Purpose, Window
 from whisper_byoc.transcript import CONTENT_TYPES, WRITERS, EndReason, Final, Format, Writer
+
+_MAX_SILENCE = 10 * SAMPLE_RATE
+"""Samples of a gap that are heard as silence. A longer one ends the utterance before it."""
+_LAST_SILENCE = SAMPLE_RATE
+"""Samples of silence that are heard of a longer gap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +108,16 @@ class Transcription:
         """Set when there may be room for audio, or words have become final, which `_take` and
         `finalize` wait for."""
         self._num_samples = self._num_words = 0
+        self._num_missing = 0
+        """Of those samples, what was in gaps."""
         self._decode_seconds = self._final_lag_seconds = 0.0
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
 
     @property
     def audio_seconds(self) -> float:
-        """Seconds of audio received, with what waits for room in the transcriber."""
+        """The length of the stream so far: audio received, with what waits for room in the
+        transcriber, and the gaps in it."""
         return self._num_samples / SAMPLE_RATE
 
     @property
@@ -149,10 +157,7 @@ class Transcription:
             and self._transcriber.num_samples + FRAME_SAMPLES <= received
         ):
             await self._until_decoded()
-        position = self._transcriber.receive_finalize()
-        self._heard.set()
-        while not self._transcriber.is_final(position):
-            await self._until_decoded()
+        await self._until_final()
 
     def bodies(
         self, segments: AsyncIterator[Chunks], audio_format: AudioFormat | None
@@ -175,8 +180,25 @@ class Transcription:
 
             async with bare_errors(), asyncio.TaskGroup() as group:
                 group.create_task(pump())
-                async for samples in source:
-                    await self._take(samples)
+                while (piece := await source.next_piece()) is not None:
+                    if isinstance(piece, Gap):
+                        await self._pass_over(piece.num_samples)
+                    else:
+                        await self._take(piece)
+
+    async def _pass_over(self, num_samples: int) -> None:
+        """Silence takes the place of what is missing. Of a long gap only its beginning is heard,
+        for the last words to end in, and the rest is left out when they are final."""
+        self._num_missing += num_samples
+        num_heard = num_samples
+        if num_samples > _MAX_SILENCE:
+            num_heard = _LAST_SILENCE + (self._frames.num_lacking - _LAST_SILENCE) % FRAME_SAMPLES
+        await self._take(np.zeros(num_heard, np.float32))
+        if num_heard < num_samples:
+            self._num_samples += num_samples - num_heard
+            await self._until_final()
+            self._transcriber.receive_gap(num_samples - num_heard)
+            self._decoded.set()
 
     async def _take(self, samples: NDArray[np.float32]) -> None:
         """Pass whole frames on to the transcriber, as it has room."""
@@ -250,13 +272,21 @@ class Transcription:
         self._transcriber.receive_hypothesis(hypothesis, seconds)
         self._decoded.set()
 
+    async def _until_final(self) -> None:
+        """Return when all that was heard is final."""
+        place = self._transcriber.receive_finalize()
+        self._heard.set()
+        while not self._transcriber.is_final(place):
+            await self._until_decoded()
+
     async def _until_decoded(self) -> None:
         self._decoded.clear()
         await self._decoded.wait()
 
     def _is_live(self) -> bool:
         elapsed = self._loop.time() - self._started
-        in_time = self.audio_seconds <= elapsed + self._inference.live_slack_seconds
+        received = (self._num_samples - self._num_missing) / SAMPLE_RATE
+        in_time = received <= elapsed + self._inference.live_slack_seconds
         return in_time and self._transcriber.end_reason is None
 
     def _publish(self) -> None:

@@ -2,14 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from whisper_byoc import errors
 from whisper_byoc.audio.content_types import format_of_content_type
 from whisper_byoc.audio.formats import AudioFormat
-from whisper_byoc.jobs.job import Job, JobState
+from whisper_byoc.jobs.job import DIRECT, Job, JobKey, JobState
 from whisper_byoc.jobs.jobs import Jobs
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.orchestrator.messages import StartRequest, known_options
@@ -30,7 +30,16 @@ class Sessions:
     that orchestrators are told: they do not enforce it.
     """
 
-    def __init__(self, jobs: Jobs, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        settings: Settings,
+        metrics: Metrics,
+        lost: Callable[[str], None] = lambda url: None,
+    ) -> None:
+        """lost: called with the URL of a channel that its orchestrator has forgotten, once for each
+        stream that ends by that."""
+        self._lost = lost
         self._jobs = jobs
         self._settings = settings
         self._metrics = metrics
@@ -109,23 +118,24 @@ class Sessions:
 
     async def _run(self, session: Session) -> None:
         try:
-            await session.run()
+            await session.run(self._lost)
         except Exception:  # one stream's fault must not reach the others
             logger.exception("stream %s failed", session.request.stream_id)
         finally:
             if session.job.state is not JobState.ENDED:
-                await self._jobs.cut_off(session.job.job_id)
+                await self._jobs.cut_off(session.job)
             del self._running[session.request.stream_id], self._tasks[session]
 
     def _open_job(self, request: StartRequest) -> Job:
         kind = self._jobs.kind
         defaults = kind.options()
         options = defaults.changed(known_options(defaults, request.params))
-        before = self._jobs.find(request.job_id)
+        key = JobKey(request.job_id, DIRECT)
+        before = self._jobs.find(key)
         if before is not None and before.state is not JobState.ENDED:
             raise errors.StreamExists(request.stream_id)
         # The same stream may come once more, after a swap and back.
-        return self._jobs.open(request.job_id, options, again=True, attended=True)
+        return self._jobs.open(key, options, again=True, attended=True)
 
 
 def _audio_format(params: Mapping[str, Any]) -> AudioFormat | None:

@@ -17,6 +17,11 @@ class FrameBlocks:
         self._max_samples = max_frames * FRAME_SAMPLES
         self._rest = np.empty(0, dtype=np.float32)
 
+    @property
+    def num_lacking(self) -> int:
+        """Samples that complete the frame of those that wait."""
+        return -len(self._rest) % FRAME_SAMPLES
+
     def receive_samples(self, samples: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
         """The blocks that the next samples, float32 (n,), complete: float32 (m,) each, in order.
         The caller has to take all of them before it brings more."""

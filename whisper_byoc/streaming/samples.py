@@ -54,6 +54,11 @@ class SampleBuffer:
             self._data[: self.end - start] = self.copy(start, self.end)
             self.start = start
 
+    def skip(self, num_samples: int) -> None:
+        """Forget all, and go on so many samples later."""
+        self.end += num_samples
+        self.start = self.end
+
     def copy(self, start: int, end: int) -> NDArray[np.float32]:
         """float32 (end - start,), which must be kept here."""
         return self._data[start - self.start : end - self.start].copy()

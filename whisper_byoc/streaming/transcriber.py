@@ -56,12 +56,12 @@ class Transcriber:
 
     @property
     def num_samples(self) -> int:
-        """Received so far."""
+        """Received so far, gaps included: the place in the stream."""
         return self._audio.end
 
     @property
     def audio_seconds(self) -> float:
-        """Received so far."""
+        """The same in seconds."""
         return self._audio.end / SAMPLE_RATE
 
     @property
@@ -113,6 +113,16 @@ class Transcriber:
     def is_final(self, place: int) -> bool:
         """Whether all words of the audio before `place`, in samples of the stream, are final."""
         return all(utterance.start >= place for utterance in self._utterances)
+
+    def receive_gap(self, num_samples: int) -> None:
+        """Go on so many samples later: what is missing was not heard, and cost nothing.
+
+        All that was said before must be final: `receive_finalize` first.
+        """
+        if not self.ended:
+            assert not self._utterances
+            self._audio.skip(num_samples)
+            self._detector.skip(num_samples)
 
     def receive_end(self, reason: EndReason, failure: tuple[str, str] | None = None) -> None:
         """No more audio comes; what is open is decoded once more, then `End` is sent.

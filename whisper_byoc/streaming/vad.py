@@ -78,6 +78,12 @@ class SpeechDetector:
         silence = 0 if self._silence_start is None else self._position - self._silence_start
         return self.end_speech() if self.in_speech and silence >= self._endpoint_samples else None
 
+    def skip(self, num_samples: int) -> None:
+        """Go on so many samples later, with speech that has ended."""
+        self._position += num_samples
+        self._previous_end = self._position
+        self._silence_start = None
+
     def end_speech(self) -> SpeechEnd:
         """End speech here, whatever the silence: at the end of the stream, or when told to."""
         self.in_speech = False
