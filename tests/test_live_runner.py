@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -18,16 +18,19 @@ from numpy.typing import NDArray
 from tests.conftest import MODELS, Speak, pcm, serve_app, wav
 from tests.doors.test_live import Door
 from tests.scripted import ScriptedModel, scripted_engine
+from whisper_byoc.errors import DecodeError
 from whisper_byoc.jobs.job import JobKey
 from whisper_byoc.service import Service
 from whisper_byoc.settings import JobSettings, ModelSettings, OrchestratorSettings, Settings
 from whisper_byoc.transcript import EndReason
 from whisper_sim.live_runner import LiveRunner, open_live_runner
 from whisper_sim.runner_entries import Session
-from whisper_sim.runner_proxy import Exchange
+from whisper_sim.runner_proxy import Exchange, ProxyOptions
 
 pytestmark = pytest.mark.anyio
 TIMEOUT = 60.0
+HEAD_SECONDS = 20.0
+"""How long the orchestrator waits for the head of an answer: 60 s in truth."""
 
 Samples = NDArray[np.float32]
 
@@ -38,7 +41,8 @@ class Network:
 
     door: Door
     orchestrator: LiveRunner
-    clients: list[Door]
+    clients: list[Door] = field(default_factory=list)
+    sessions: list[Session] = field(default_factory=list)
 
     @property
     def service(self) -> Service:
@@ -47,6 +51,7 @@ class Network:
     def client(self) -> tuple[Door, Session]:
         """The doors as they are below a new session's URL."""
         session = self.orchestrator.reserve("r")
+        self.sessions.append(session)
         url = f"{self.orchestrator.url}/apps/r/session/{session.session_id}/app"
         self.clients.append(Door(url, self.door.service, self.door.model))
         return self.clients[-1], session
@@ -67,11 +72,11 @@ async def open_network(
     async with (
         asyncio.timeout(TIMEOUT),
         serve_app(scripted_engine(model), settings) as (url, service),
-        open_live_runner(sweeps=False) as orchestrator,
+        open_live_runner(sweeps=False, proxy=ProxyOptions(HEAD_SECONDS)) as orchestrator,
         Door(url, service, model) as door,
     ):
         orchestrator.add_static("r", url, "app", capacity=1000)
-        network = Network(door, orchestrator, [])
+        network = Network(door, orchestrator)
         try:
             yield network
         finally:
@@ -362,3 +367,175 @@ async def test_the_end_of_a_session_ends_its_jobs_and_no_other(sentence: Samples
             await ours.ask("GET", "/health")
         assert (await ours.ask("GET", "/live/j"))[0] == 404
         assert (await theirs.ask("GET", "/live/j"))[1]["state"] == "receiving"
+
+
+# Answers that begin in time. The model does not answer before its gate is opened.
+
+PROMPT = {"answer_seconds": 0.2, "keepalive_seconds": 0.2}
+FORMATS = ("text", "ndjson", "sse", "json", "vtt", "srt")
+
+
+@asynccontextmanager
+async def open_held(**jobs: Any) -> AsyncIterator[tuple[Network, Door]]:
+    model = ScriptedModel()
+    async with open_network(model, **(PROMPT | jobs)) as network:
+        model.gate.clear()
+        yield network, network.client()[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type", "expected"),
+    [
+        ("/transcribe", "application/json", '"text": "w0 w1"'),
+        ("/transcribe?response_format=text", "text/plain", "w0 w1\n"),
+        ("/transcribe?response_format=vtt", "text/vtt", "WEBVTT"),
+        ("/v1/audio/transcriptions", "application/json", '{"text": "w0 w1"}'),
+        ("/audio-to-text", "application/json", '"chunks"'),
+    ],
+)
+async def test_case_r35_a_whole_answer_begins_before_it_is_there(
+    sentence: Samples, path: str, content_type: str, expected: str
+) -> None:
+    async with (
+        open_held() as (network, client),
+        client.request("POST", path, form_of(sentence)) as answer,
+    ):
+        assert (answer.status, answer.content_type) == (200, content_type)
+        assert answer.headers["X-Model-Id"] == "scripted"
+        assert "Content-Length" not in answer.headers
+        assert network.service.jobs.num_running == 1
+        network.door.model.gate.set()
+        assert expected in await answer.text()
+
+
+async def read_into(body: bytearray, answer: aiohttp.ClientResponse) -> None:
+    async for chunk in answer.content.iter_any():
+        body += chunk
+
+
+@pytest.mark.parametrize("direct_caller", [True, False], ids=["directly", "through a session"])
+async def test_case_r35_what_fails_after_its_beginning_is_broken_off(
+    sentence: Samples, direct_caller: bool
+) -> None:
+    async with open_held() as (network, client):
+        network.door.model.answer = lambda _: DecodeError("no memory")
+        door = network.door if direct_caller else client
+        async with door.request("POST", "/transcribe", form_of(sentence)) as answer:
+            assert answer.status == 200
+            network.door.model.gate.set()
+            body = bytearray()
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await read_into(body, answer)
+        assert json.loads(body)["error"]["code"] == "decode_failed"
+
+
+async def test_case_r35_a_put_is_answered_though_the_model_is_far_behind(sentence: Samples) -> None:
+    """More audio than the job takes before it has to wait for the model."""
+    audio = pcm(np.concatenate([sentence, np.zeros(24_000, np.float32)] * 40))
+    async with (
+        open_held() as (network, client),
+        client.request("PUT", "/live/j/source", io.BytesIO(audio)) as answer,
+    ):
+        assert (answer.status, answer.content_type) == (200, "application/json")
+        job = network.service.jobs.get(JobKey("j", network.sessions[0].session_id))
+        assert job.num_bytes < len(audio)
+        network.door.model.gate.set()
+        document = await answer.json()
+        assert (document["bytes"], job.num_bytes) == (len(audio), len(audio))
+        assert document["audio_seconds"] == pytest.approx(len(audio) / 32_000, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("DELETE", "/live/j", None),
+        ("POST", "/live/j/control", b'{"type": "finalize"}'),
+        ("POST", "/live/j/control", b'{"type": "close"}'),
+        ("PUT", "/live/j/source?final=true", b""),
+    ],
+    ids=["delete", "finalize", "close", "end"],
+)
+async def test_case_r35_what_waits_for_the_last_words_begins_before_them(
+    sentence: Samples, method: str, path: str, body: bytes | None
+) -> None:
+    async with open_held() as (network, client):
+        assert (await client.put("j", pcm(sentence), "?final=false"))[0] == 200
+        async with client.request(method, path, body) as answer:
+            assert (answer.status, answer.content_type) == (200, "application/json")
+            network.door.model.gate.set()
+            assert (await answer.json())["job_id"] == "j"
+        if "finalize" in str(body):
+            assert (await client.ask("DELETE", "/live/j"))[0] == 200
+        assert [it["text"] for it in await client.events("j") if it["type"] == "final"]
+
+
+async def test_case_r35_an_event_that_is_waited_for_begins_without_it(sentence: Samples) -> None:
+    async with open_held() as (network, client):
+        assert (await client.put("j", pcm(sentence), "?final=false"))[0] == 200
+        async with client.get("/live/j/output/0") as answer:
+            assert (answer.status, answer.headers["Lp-Trickle-Seq"]) == (200, "0")
+            assert answer.content_type == "application/x-ndjson"
+            network.door.model.gate.set()
+            deleting = asyncio.ensure_future(client.ask("DELETE", "/live/j"))
+            assert json.loads(await answer.read())["seq"] == 0
+            assert (await deleting)[0] == 200
+
+
+async def test_case_r35_where_no_event_comes_the_answer_is_empty(sentence: Samples) -> None:
+    async with open_held() as (network, client):
+        network.door.model.gate.set()
+        assert (await client.ask("POST", "/live/j/control", b'{"type": "start"}'))[0] == 200
+        async with client.get("/live/j/output/1") as answer:  # the one behind the next
+            assert (answer.status, answer.headers["Lp-Trickle-Seq"]) == (200, "1")
+            assert (await client.ask("DELETE", "/live/j"))[0] == 200
+            assert await answer.read() == b""
+        async with client.get("/live/j/output/1") as answer:
+            assert answer.headers["Lp-Trickle-Closed"] == "terminated"
+
+
+async def test_case_r35_a_segment_that_waits_for_its_place_is_answered(sentence: Samples) -> None:
+    """Each brings an utterance, until the job takes no more."""
+    audio = pcm(np.concatenate([sentence, np.zeros(24_000, np.float32)]))
+    async with open_held() as (network, client):
+        answers = []
+        for seq in range(12):
+            answers.append(await client.request("POST", f"/live/j/source/{seq}", audio))
+            assert answers[-1].status == 200
+            assert answers[-1].headers["Lp-Trickle-Seq"] == str(seq)
+        network.door.model.gate.set()
+        assert [await answer.read() for answer in answers] == [b""] * 12
+        assert (await client.ask("DELETE", "/live/j/source"))[0] == 200
+        end = (await client.events("j"))[-1]
+        assert end["audio_seconds"] == pytest.approx(12 * len(audio) / 32_000, abs=0.01)
+
+
+@pytest.mark.parametrize("output", FORMATS)
+async def test_case_r35_an_output_has_its_head_at_once(sentence: Samples, output: str) -> None:
+    async with open_held() as (network, client):
+        assert (await client.put("j", pcm(sentence), "?final=false"))[0] == 200
+        async with client.get(f"/live/j/output?format={output}") as answer:
+            assert answer.status == 200
+            job = network.service.jobs.get(JobKey("j", network.sessions[0].session_id))
+            assert job.log.next_seq == 0
+
+
+@pytest.mark.parametrize("path", ["/transcribe", "/v1/audio/transcriptions"])
+async def test_case_r35_streamed_events_have_their_head_before_the_first(
+    sentence: Samples, path: str
+) -> None:
+    async with (
+        open_held(answer_seconds=50) as (network, client),
+        client.request("POST", path + "?stream=true", form_of(sentence)) as answer,
+    ):
+        assert (answer.status, answer.content_type) == (200, "text/event-stream")
+        network.door.model.gate.set()
+        assert (await answer.text()).endswith("data: [DONE]\n\n")
+
+
+async def test_case_r35_a_websocket_begins_whatever_the_model_does(sentence: Samples) -> None:
+    async with open_held() as (network, client):
+        assert (await client.put("j", pcm(sentence), "?final=false"))[0] == 200
+        async with client.socket() as websocket:
+            network.door.model.gate.set()
+            await websocket.send_str("eos")
+            assert [json.loads(it.data)["type"] async for it in websocket] == ["end"]

@@ -55,9 +55,12 @@ class Door:
             is_json = answer.content_type == "application/json"
             return answer.status, json.loads(text) if is_json else text, answer.headers
 
-    def get(self, path: str) -> Any:
+    def request(self, method: str, path: str, data: Any = None) -> Any:
         """An answer that is read as it comes; use it as a context."""
-        return self._session.get(self.url + path)
+        return self._session.request(method, self.url + path, data=data)
+
+    def get(self, path: str) -> Any:
+        return self.request("GET", path)
 
     def socket(
         self, query: str = "", path: str = "/transcribe", headers: dict[str, str] | None = None

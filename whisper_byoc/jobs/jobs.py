@@ -93,9 +93,11 @@ class Jobs:
         return job
 
     async def wait_for(self, key: JobKey) -> Job:
-        """The job, once it exists, within the grace time. Raises UnknownJob."""
+        """The job, once it exists, within the grace time, and in time to be answered. Raises
+        UnknownJob."""
+        settings = self._settings.jobs
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.jobs.output_grace_seconds):
+            async with asyncio.timeout(min(settings.output_grace_seconds, settings.answer_seconds)):
                 while self.find(key) is None and not self.draining:
                     await self._created.wait()
         return self.get(key)
