@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import numpy as np
@@ -539,3 +540,75 @@ async def test_case_r35_a_websocket_begins_whatever_the_model_does(sentence: Sam
             network.door.model.gate.set()
             await websocket.send_str("eos")
             assert [json.loads(it.data)["type"] async for it in websocket] == ["end"]
+
+
+# Refusals
+
+
+async def refused_head(url: str, method: str, path: str) -> tuple[int, str]:
+    """Status and Retry-After of the answer to a request whose body is announced and never comes: more
+    than Go would wait for."""
+    parts = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    try:
+        head = f"{method} {parts.path}{path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+        writer.write(head.encode())
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().splitlines()
+    finally:
+        writer.close()
+        await writer.wait_closed()
+    [retry] = [line.partition(": ")[2] for line in lines if line.startswith("retry-after")] or [""]
+    return int(lines[0].split()[1]), retry
+
+
+WITH_A_BODY = (
+    ("PUT", "/live/new/source"),
+    ("POST", "/live/new/source"),
+    ("POST", "/live/new/source/0"),
+    ("POST", "/transcribe"),
+    ("POST", "/v1/audio/transcriptions"),
+    ("POST", "/audio-to-text"),
+)
+
+
+@pytest.mark.parametrize("draining", [False, True], ids=["full", "draining"])
+async def test_case_r37_a_new_job_is_refused_before_its_body(
+    sentence: Samples, draining: bool
+) -> None:
+    async with open_network(max_jobs=1) as network:
+        client, _ = network.client()
+        assert (await client.put("j", pcm(sentence[:16_000]), "?final=false"))[0] == 200
+        if draining:
+            await network.service.jobs.drain(TIMEOUT)
+        for door in (network.door, client):
+            for method, path in WITH_A_BODY:
+                assert await refused_head(door.url, method, path) == (503, "5"), path
+            async with door.socket() as websocket:
+                assert (await websocket.receive()).data == 1013
+            start = await door.ask("POST", "/live/new/control", b'{"type": "start"}')
+            assert (start[0], start[2]["Retry-After"]) == (503, "5")
+        if not draining:  # the job that runs goes on
+            assert (await client.put("j", pcm(sentence[16_000:])))[0] == 200
+
+
+async def test_case_r37_as_many_sessions_as_jobs_are_all_served(sentence: Samples) -> None:
+    async with open_network(max_jobs=4) as network:
+        clients = [network.client()[0] for _ in range(5)]
+        puts = (client.put("j", pcm(sentence), "?final=false") for client in clients[:4])
+        assert [status for status, _ in await asyncio.gather(*puts)] == [200] * 4
+        assert (await refused_head(clients[4].url, "PUT", "/live/j/source"))[0] == 503
+        assert (await clients[0].ask("DELETE", "/live/j"))[0] == 200
+        assert (await clients[4].put("j", pcm(sentence)))[0] == 200
+
+
+async def test_case_r38_a_start_is_refused_without_audio() -> None:
+    start = b'{"type": "start"}'
+    async with open_network(max_jobs=2) as network:
+        (ours, _), (theirs, _) = network.client(), network.client()
+        assert (await ours.ask("POST", "/live/j/control", start))[0] == 200
+        status, document, _ = await ours.ask("POST", "/live/j/control", start)
+        assert (status, document["error"]["code"]) == (409, "job_exists")
+        assert (await theirs.ask("POST", "/live/j/control", start))[0] == 200
+        status, document, headers = await theirs.ask("POST", "/live/k/control", start)
+        assert (status, document["error"]["code"]) == (503, "too_many_jobs")
+        assert headers["Retry-After"] == "5"

@@ -75,6 +75,7 @@ class Exchange:
         await requests.check_token_or_session(self._request)
         self._check_model()
         requests.check_body(self._request, self._limit)
+        requests.check_place(self._request)
         async with errors.bare_errors():
             try:
                 async with asyncio.TaskGroup() as group:

@@ -29,7 +29,9 @@ async def put_source(request: Request) -> Response:
     requests.options_of(request, job)
     audio_format = format_of_content_type(request.headers.get("Content-Type"))
     requests.check_body(request, service.settings.jobs.max_body_bytes)
-    if job is not None:
+    if job is None:
+        requests.check_place(request)
+    else:
         job.check_receives()
     promise(request, _head(service, job))
     chunks = requests.body_chunks(request)
