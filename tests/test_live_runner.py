@@ -546,8 +546,8 @@ async def test_case_r35_a_websocket_begins_whatever_the_model_does(sentence: Sam
 
 
 async def refused_head(url: str, method: str, path: str) -> tuple[int, str]:
-    """Status and Retry-After of the answer to a request whose body is announced and never comes: more
-    than Go would wait for."""
+    """Status and Retry-After of the answer to a request whose body is announced and never comes:
+    more than Go would wait for."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:
