@@ -2,9 +2,11 @@
 docs/wire.md that concern the doors. Voice activity is real, words are scripted."""
 
 import asyncio
+import base64
 import io
 import json
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,15 +16,25 @@ from urllib.parse import urlsplit
 import aiohttp
 import numpy as np
 import pytest
+import uvicorn
 from numpy.typing import NDArray
+from starlette.types import Receive, Scope, Send
 
 from tests.conftest import MODELS, Speak, pcm, serve_app, wav
 from tests.doors.test_live import Door
 from tests.scripted import ScriptedModel, scripted_engine
+from whisper_byoc.app import build_app
+from whisper_byoc.cli import Server, listen
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.jobs.job import JobKey
 from whisper_byoc.service import Service
-from whisper_byoc.settings import JobSettings, ModelSettings, OrchestratorSettings, Settings
+from whisper_byoc.settings import (
+    JobSettings,
+    ModelSettings,
+    OrchestratorSettings,
+    ServerSettings,
+    Settings,
+)
 from whisper_byoc.transcript import EndReason
 from whisper_sim.live_runner import LiveRunner, open_live_runner
 from whisper_sim.runner_entries import Session
@@ -612,3 +624,133 @@ async def test_case_r38_a_start_is_refused_without_audio() -> None:
         status, document, headers = await theirs.ask("POST", "/live/k/control", start)
         assert (status, document["error"]["code"]) == (503, "too_many_jobs")
         assert headers["Retry-After"] == "5"
+
+
+# Paths, shapes and readiness
+
+
+@asynccontextmanager
+async def below_a_base(service: Service) -> AsyncIterator[str]:
+    """The service's doors behind an operator's proxy that takes `/base` away, and their URL."""
+    app = build_app(service)
+
+    async def front(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["path"].startswith("/base/"), scope["path"]
+        path = scope["path"].removeprefix("/base")
+        await app({**scope, "path": path, "raw_path": path.encode()}, receive, send)
+
+    config = uvicorn.Config(front, lifespan="off", log_config=None, access_log=False)
+    server = Server(config)
+    with listen(ServerSettings(host="127.0.0.1", port=0)) as listener:
+        async with asyncio.TaskGroup() as group:
+            serving = group.create_task(server.serve([listener]))
+            try:
+                yield f"http://127.0.0.1:{listener.getsockname()[1]}/base"
+            finally:
+                server.stop()
+                await serving
+
+
+async def test_case_r33_every_door_of_clients_works_below_any_prefix(sentence: Samples) -> None:
+    audio = pcm(sentence)
+    doors: tuple[tuple[str, str, Any], ...] = (
+        ("POST", "/live/j/control", b'{"type": "start"}'),
+        ("PUT", "/live/j/source?final=false", audio),
+        ("POST", "/live/j/control", b'{"type": "finalize"}'),
+        ("GET", "/live/j", None),
+        ("PUT", "/live/j/source", audio),
+        *(("GET", f"/live/j/output?format={name}", None) for name in FORMATS),
+        ("GET", "/live/j/output/0", None),
+        ("GET", "/live/j/output/next", None),
+        ("DELETE", "/live/j", None),
+        ("POST", "/live/k/source/0", audio),
+        ("GET", "/live/k/source/next", None),
+        ("DELETE", "/live/k/source", None),
+        ("GET", "/live/k/output", None),
+        *(("POST", path, audio) for path in ("/", "/transcribe", "/run", "/process")),
+        ("POST", "/whisper-byoc", audio),
+        ("POST", "/transcribe?stream=true", audio),
+        ("POST", "/audio-to-text", form_of),
+        ("POST", "/v1/audio/transcriptions", form_of),
+        ("GET", "/health", None),
+        ("GET", "/ready", None),
+        ("GET", "/version", None),
+    )
+    async with open_network() as network, below_a_base(network.service) as base:
+        network.orchestrator.add_static("based", base, "app", capacity=9)
+        session = network.orchestrator.reserve("based")
+        url = f"{network.orchestrator.url}/apps/based/session/{session.session_id}/app"
+        async with Door(url, network.service, network.door.model) as door:
+            for method, path, body in doors:
+                data = body(sentence) if callable(body) else body
+                status, answer, headers = await door.ask(method, path, data)
+                assert status == 200, (path, answer)
+                assert not {"Location", "Content-Location", "Link"} & set(headers), path
+                assert not re.search(r"[a-z]+://|127\.0\.0\.1|\"/|/apps/", str(answer)), path
+            async with door.socket() as websocket:
+                await websocket.send_bytes(audio)
+                await websocket.send_str("eos")
+                kinds = [json.loads(it.data)["type"] async for it in websocket]
+            assert (kinds[-1], "final" in kinds) == ("end", True)
+
+
+async def test_case_r34_paths_are_taken_as_directly(sentence: Samples) -> None:
+    async with open_network() as network:
+        client, session = network.client()
+        assert (await client.put("j", pcm(sentence)))[0] == 200
+        for method, path in (
+            *(("POST", path) for path in ("", "/", "/transcribe/", "/run")),
+            *(("GET", path) for path in ("/health", "/health/", "/live/j", "/live/j/")),
+            *(("GET", f"/live/{job}") for job in ("a%25b", "a%2525b", "a%2fb", "a%20b", "%c3%a4")),
+            ("GET", "/live/j/output/"),
+            ("GET", "/live/j/output;x?format=text;y"),
+        ):
+            body = pcm(sentence) if method == "POST" else None
+            status, through, _ = await client.ask(method, path, body)
+            sid = session.session_id
+            expected, direct, _ = await network.door.ask(
+                method, path, body, Livepeer_Session_Id=sid
+            )
+            assert status == expected, (path, through, direct)
+            assert through == direct, path
+        for path in ("", "/"):
+            status, document, _ = await client.ask("POST", path, pcm(sentence))
+            assert (status, document["text"]) == (200, "w0 w1")
+
+
+@pytest.mark.parametrize("path", ["/transcribe", "/v1/audio/transcriptions"])
+async def test_case_r39_a_single_shot_is_one_answer_and_leaves_no_job(
+    sentence: Samples, path: str
+) -> None:
+    async with open_network(max_jobs=1) as network:
+        network.orchestrator.add_static(
+            "single", network.door.url, "app", mode="single-shot", capacity=9
+        )
+        url = f"{network.orchestrator.url}/apps/single/app"
+        audio = base64.b64encode(wav(pcm(sentence))).decode()
+        async with Door(url, network.service, network.door.model) as door:
+            for _ in range(2):  # of one place, which is free again
+                for body in (json.dumps({"audio": audio}).encode(), form_of(sentence)):
+                    kind = {"Content_Type": "application/json"} if isinstance(body, bytes) else {}
+                    status, document, _ = await door.ask("POST", path, body, **kind)
+                    assert (status, document["text"]) == (200, "w0 w1")
+                    assert network.service.jobs.num_running == 0
+            body = json.dumps({"audio": audio, "stream": True}).encode()
+            status, text, _ = await door.ask("POST", path, body, Content_Type="application/json")
+            assert (status, text.endswith("data: [DONE]\n\n")) == (200, True)
+            assert (await door.ask("GET", "/health"))[1] == {"status": "IDLE"}
+
+
+async def test_case_r40_ready_never_flaps_before_the_drain(sentence: Samples) -> None:
+    async with open_held(max_jobs=3) as (network, client):
+        for job in "abc":
+            assert (await client.put(job, pcm(sentence), "?final=false"))[0] == 200
+        async with asyncio.TaskGroup() as group:
+            for _ in range(4):
+                group.create_task(client.ask("POST", "/transcribe", pcm(sentence)))
+                group.create_task(client.ask("POST", "/live/a/control", b'{"type": "finalize"}'))
+            statuses = {(await network.door.ask("GET", "/ready"))[0] for _ in range(1000)}
+            assert statuses == {200}
+            network.door.model.gate.set()
+        await network.service.jobs.drain(TIMEOUT)
+        assert (await network.door.ask("GET", "/ready"))[0] == 503
