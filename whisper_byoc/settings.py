@@ -216,7 +216,10 @@ class JobSettings(Group):
         description="bytes of a processor's output kept per job; the oldest give way",
     )
     keepalive_seconds: float = Field(
-        15.0, gt=0, le=600, description="s between keepalive comments on a silent SSE output"
+        15.0,
+        gt=0,
+        le=600,
+        description="s between keepalives on a silent output: comments in SSE, empty lines in NDJSON",
     )
 
 

@@ -70,7 +70,7 @@ class Door:
 
     async def events(self, job: str) -> list[dict[str, Any]]:
         _, text, _ = await self.ask("GET", f"/live/{job}/output?format=ndjson")
-        return [json.loads(line) for line in text.splitlines()]
+        return [json.loads(line) for line in text.splitlines() if line]
 
     async def put(self, job: str, audio: Any, query: str = "", **headers: str) -> tuple[int, Any]:
         headers.setdefault("Content_Type", "audio/pcm")
@@ -523,14 +523,15 @@ async def test_an_sse_reader_goes_on_where_it_was_cut_off(
     assert rest.split("\n\n") == blocks[1:]
 
 
-async def test_a_silent_sse_output_is_kept_alive(sentence: NDArray[np.float32]) -> None:
+@pytest.mark.parametrize(("output", "line"), [("sse", b": keepalive\n"), ("ndjson", b"\n")])
+async def test_a_silent_output_is_kept_alive(output: str, line: bytes) -> None:
     async with open_door(keepalive_seconds=0.02) as door:
         await door.put("j", pcm(silence(0.5)), "?final=false")
         async with (
             aiohttp.ClientSession() as session,
-            session.get(door.url + "/live/j/output?format=sse") as answer,
+            session.get(door.url + f"/live/j/output?format={output}") as answer,
         ):
-            assert await answer.content.readline() == b": keepalive\n"
+            assert await answer.content.readline() == line
 
 
 async def test_case_115_answers_behind_a_proxy_name_no_address(
