@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from whisper_byoc.audio.ffmpeg import Decoder
-from whisper_byoc.audio.formats import SAMPLE_RATE, AudioFormat, Container, Samples
+from whisper_byoc.audio.formats import SAMPLE_RATE, AudioFormat, Container, Gap, Samples
 from whisper_byoc.audio.source import AudioSource, open_source
 
 TEXT = "Nobody knows why the fox did so, but everybody agrees that it was a fine thing to do."
@@ -94,7 +94,7 @@ async def fed(
 
 
 async def collect(source: AudioSource | Decoder) -> Samples:
-    blocks = [block async for block in source]
+    blocks = [piece async for piece in source if not isinstance(piece, Gap)]
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.conftest import Speak, direct, serve_app
+from tests.conftest import LOOPBACK, Speak, direct, serve_app
 from tests.scripted import ScriptedModel, scripted_engine
 from whisper_byoc.service import Service
 from whisper_byoc.settings import Settings, WorkerSettings
@@ -32,7 +32,7 @@ LEAPS = [
 
 @pytest.fixture
 async def worker() -> AsyncIterator[tuple[str, Service]]:
-    settings = Settings(worker=WorkerSettings(heartbeat_seconds=0.05))
+    settings = Settings(orchestrator=LOOPBACK, worker=WorkerSettings(heartbeat_seconds=0.05))
     async with (
         asyncio.timeout(TIMEOUT),
         serve_app(scripted_engine(ScriptedModel()), settings) as opened,
