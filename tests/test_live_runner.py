@@ -1,5 +1,5 @@
-"""The service behind a Live Runner's orchestrator, livepeer/node's double: the cases R26 to R40 of
-docs/wire.md that concern the doors. Voice activity is real, words are scripted."""
+"""The doors behind a Live Runner's orchestrator, livepeer/node's double. Cases are numbered as in
+docs/live-runner.md. Voice activity is real, words are scripted."""
 
 import asyncio
 import base64
