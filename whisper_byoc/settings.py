@@ -219,7 +219,7 @@ class JobSettings(Group):
         15.0,
         gt=0,
         le=600,
-        description="s between keepalives on a silent output: comments in SSE, empty lines in NDJSON",
+        description="s between keepalives on a silent output: SSE comments, empty NDJSON lines",
     )
 
 
