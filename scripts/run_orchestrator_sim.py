@@ -1,5 +1,5 @@
-"""Rehearse without a network: an orchestrator and its gateway on this machine, a recording at the
-pace of speech, captions on the terminal."""
+"""Rehearse without a network: an orchestrator on this machine, a recording at the pace of speech,
+captions on the terminal."""
 
 from whisper_sim.rehearsal import main
 

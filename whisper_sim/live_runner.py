@@ -99,6 +99,11 @@ class LiveRunner(Hub):
         await self.records.until(lambda: len(self.registry.runners) >= num_runners, seconds)
         return list(self.registry.runners.values())[-1]
 
+    @property
+    def places_taken(self) -> int:
+        """By requests that are being answered now."""
+        return sum(self._places.values())
+
     async def shut(self) -> None:
         """Close every connection."""
         self._closing.set()
@@ -194,7 +199,7 @@ class LiveRunner(Hub):
 
     async def _tell(self, end: End, told: Told) -> None:
         headers = [(n.encode(), v.encode()) for n, v in told.headers.items()]
-        await self._send(end, Answer(told.status, text=told.text), headers)
+        await self._send(end, Answer(told.status, text=told.text, plain=told.plain), headers)
 
     async def _send(self, end: End, answer: Answer, headers: Headers) -> None:
         """Raises Gone."""

@@ -140,7 +140,7 @@ class Hub:
         if not self.options.node:
             return  # go-livepeer lets requests go on
         for exchange in list(self.records.running):
-            if exchange.session_id == session.session_id:
+            if exchange.session_id == session.session_id and not exchange.over:
                 self.records.cuts.append(exchange)
                 exchange.cut()
 

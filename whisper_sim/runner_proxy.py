@@ -53,7 +53,7 @@ class Exchange:
 
     own: headers that are set over the client's. uploaded, downloaded: bytes of bodies that were
     handed to either side, or of an upgraded connection. status: of the answer that the client got,
-    0 before.
+    0 before. over: whether there is no more to pass on, but connections to be closed.
     """
 
     client: End
@@ -70,6 +70,7 @@ class Exchange:
     downloaded: int = 0
     status: int = 0
     upgraded: bool = False
+    over: bool = False
     was_cut: bool = False
     reused: bool = False
     _runner: End | None = None
@@ -308,6 +309,7 @@ class Exchange:
                 await self.client.send(h11.Data(data=data))
             self.downloaded += len(data)
         else:
+            self.over = True
             await self.client.send(event)
         self.notify()
 
@@ -344,7 +346,9 @@ class Exchange:
                     self.downloaded += len(data)
                 self.notify()
         except Gone:
-            return
+            pass
+        finally:
+            self.over = True
 
     def _give_back(self) -> None:
         """Keep the runner's connection for the next request where that is possible."""

@@ -17,11 +17,12 @@ TIMEOUT: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """An answer in place of the right one."""
+    """An answer in place of the right one. plain: whether its text is no JSON in any dialect."""
 
     status: int
     text: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +130,9 @@ class Records:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def until(self, holds: Callable[[], bool], seconds: float = TIMEOUT) -> None:
-        """Wait until what the orchestrator has seen or done makes `holds` true. Raises
-        TimeoutError."""
+    async def until(self, holds: Callable[[], bool], seconds: float | None = TIMEOUT) -> None:
+        """Wait until what the orchestrator has seen or done makes `holds` true. seconds: None is
+        without limit. Raises TimeoutError."""
         async with asyncio.timeout(seconds):
             while not holds():
                 await self._changed.wait()
