@@ -206,16 +206,19 @@ class Service:
         jobs = Jobs(kind, self.settings, self.metrics)
         await stack.enter_async_context(jobs.serve())
         await stack.enter_async_context(self.runner_sessions.serve(jobs.end_session))
-        sessions = Sessions(jobs, self.settings, self.metrics)
-        await stack.enter_async_context(sessions.serve())
-        await stack.enter_async_context(self.sources.serve())
-        gpu = None if engine is None else engine.gpu
         registration = Registration(
             self.settings,
-            Identity(kind.model_names[0], VERSION, gpu),
+            Identity(kind.model_names[0], VERSION, engine.gpu if engine else None),
             self.runner_sessions,
             lambda: len(sessions.running),
         )
+        if registration.has_runners:
+            self.runner_sessions.ask_now = registration.tell_now
+        sessions = Sessions(
+            jobs, self.settings, self.metrics, lost=lambda url: registration.tell_now()
+        )
+        await stack.enter_async_context(sessions.serve())
+        await stack.enter_async_context(self.sources.serve())
         return Running(engine, jobs, sessions, registration)
 
     def _log_ready(self, running: Running, seconds: float) -> None:
@@ -244,6 +247,11 @@ class Service:
             "whisper_streams_running",
             "Streams of orchestrators running",
             lambda it: len(it.sessions.running),
+        )
+        watch(
+            "whisper_registrations",
+            "Registrations that orchestrators have taken",
+            lambda it: it.registration.num_registered,
         )
         watch(
             "whisper_ready", "1 when the service takes jobs", lambda it: float(not it.jobs.draining)

@@ -353,10 +353,11 @@ class WorkerSettings(Group):
         12.0, gt=0, le=300, description="s of failures in a row that end a channel"
     )
     silence_seconds: float = Field(
-        420.0,
+        60.0,
         gt=0,
         le=86400,
-        description="s without anything from the orchestrator that end a stream",
+        description="s without input, control message or update that end a stream; gateways send a"
+        " keepalive every 10",
     )
     max_segment_bytes: int = Field(
         32 * 1024**2, ge=1024, description="bytes of one trickle segment; more answers 413"

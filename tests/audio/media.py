@@ -94,8 +94,7 @@ async def fed(
 
 
 async def collect(source: AudioSource | Decoder) -> Samples:
-    """Its samples, without what is missing between them."""
-    blocks = [block async for block in source if not isinstance(block, Gap)]
+    blocks = [piece async for piece in source if not isinstance(piece, Gap)]
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 

@@ -11,11 +11,10 @@ import pytest
 from aiohttp.http_websocket import WS_KEY
 
 from tests.client.conftest import Send, ignore, never_read, pieces, refusal, silent_behind
-from tests.conftest import MODELS, Speak, pcm, serve_app
+from tests.conftest import MODELS, Speak, direct, pcm, serve_app
 from tests.scripted import ScriptedModel, scripted_engine
 from whisper_byoc.client import ClientError, LiveClient
 from whisper_byoc.errors import DecodeError, ProcessorError
-from whisper_byoc.jobs.job import DIRECT, JobKey
 from whisper_byoc.settings import JobSettings, ModelSettings, Settings
 from whisper_byoc.transcript import EndReason, Format
 
@@ -108,7 +107,7 @@ async def test_options_are_texts_as_in_a_query(send: Send, speak: Speak) -> None
         await client.transcribe("a", audio, ignore, **options)
         audio = pieces(pcm(speak("Good morning.")))
         await client.converse(audio, ignore, job="b", **options)
-        taken = [service.jobs.get(JobKey(it, DIRECT)).options for it in "ab"]
+        taken = [service.jobs.get(direct(job_id)).options for job_id in "ab"]
     assert taken[0] == taken[1]
     assert taken[0].model_dump(exclude_unset=True) == {
         "language": None,
@@ -136,7 +135,7 @@ async def test_a_job_that_cannot_be_had_is_refused_before_audio_is_read(
         code = 1013 if problem == "full" else 1008
         with pytest.raises(ClientError, match=f"closed with {code} .*{text}"):
             await client.converse(silent_behind(), ignore, **options)
-        assert service.jobs.find("second") is None
+        assert service.jobs.find(direct("second")) is None
 
 
 async def test_an_id_that_is_taken_is_refused_and_its_job_goes_on() -> None:
@@ -201,7 +200,7 @@ async def test_audio_that_breaks_off_is_told_and_leaves_no_job(
 
 
 async def ended(service: Any) -> None:
-    job = service.jobs.find("job")
+    job = service.jobs.find(direct("job"))
     if job is not None:
         await job.until_ended()
 

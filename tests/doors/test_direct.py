@@ -347,15 +347,16 @@ async def test_case_115_a_session_is_in_use_while_a_request_is_answered(
 
     async def body() -> AsyncIterator[bytes]:
         yield pcm(sentence[:16_000])
-        await proxied.first_event("j")
+        await client.first_event("j")
         seen.append(runner.service.runner_sessions.in_use)
         yield pcm(sentence[16_000:])
 
-    async with behind_proxy(runner) as proxied:
-        assert (await proxied.put("j", body()))[0] == 200
+    async with behind_proxy(runner) as client:
+        assert (await client.put("j", body()))[0] == 200
         assert seen == [["y"]]
-        # The last bytes of an answer come before its end.
-        while runner.service.runner_sessions.in_use:
+        while (
+            runner.service.runner_sessions.in_use
+        ):  # the last bytes of an answer come before its end
             await runner.ask("GET", "/health")
 
 

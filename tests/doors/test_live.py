@@ -55,6 +55,16 @@ class Door:
             is_json = answer.content_type == "application/json"
             return answer.status, json.loads(text) if is_json else text, answer.headers
 
+    def get(self, path: str) -> Any:
+        """An answer that is read as it comes; use it as a context."""
+        return self._session.get(self.url + path)
+
+    def socket(
+        self, query: str = "", path: str = "/transcribe", headers: dict[str, str] | None = None
+    ) -> Any:
+        """A WebSocket as a context."""
+        return self._session.ws_connect(self.url + path + query, headers=headers)
+
     async def events(self, job: str) -> list[dict[str, Any]]:
         _, text, _ = await self.ask("GET", f"/live/{job}/output?format=ndjson")
         return [json.loads(line) for line in text.splitlines()]

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.conftest import LOOPBACK, Speak, serve_app
+from tests.conftest import LOOPBACK, Speak, direct, serve_app
 from tests.scripted import ScriptedModel, scripted_engine
-from whisper_byoc.jobs.job import DIRECT, JobKey
 from whisper_byoc.service import Service
 from whisper_byoc.settings import Settings, WorkerSettings
 from whisper_sim.orchestrator import Capability, Times, open_orchestrator, open_stream
@@ -145,7 +144,7 @@ async def test_options_and_finalize_may_come_while_a_gap_waits_for_the_last_word
 
         group.create_task(ask("PUT", "source", body))
         await asyncio.to_thread(model.asked.wait)
-        job = service.jobs.get(JobKey("j", DIRECT))
+        job = service.jobs.get(direct("j"))
         await ask("POST", "control", b'{"type": "options", "options": {"words": false}}')
         finalizing = group.create_task(ask("POST", "control", b'{"type": "finalize"}'))
         model.gate.set()
@@ -173,7 +172,7 @@ async def test_a_job_that_is_stopped_in_a_gap_keeps_its_words(
 
         group.create_task(ask("PUT", "/source", body))
         await asyncio.to_thread(model.asked.wait)
-        job = service.jobs.get(JobKey("j", DIRECT))
+        job = service.jobs.get(direct("j"))
         stopping = group.create_task(ask("DELETE", ""))
         model.gate.set()
         await stopping

@@ -205,6 +205,55 @@ async def test_a_drain_cuts_off_what_is_not_flushed_in_time() -> None:
         assert isinstance(job.failure, CutOff)
 
 
+async def test_one_id_in_two_sessions_is_two_jobs() -> None:
+    async with serving() as (jobs, _):
+        keys = [JobKey("a", session) for session in ("s", "t", DIRECT)]
+        opened = [jobs.open(key, OPTIONS) for key in keys]
+        assert [jobs.get(key) for key in keys] == opened
+        assert len(set(opened)) == 3
+        await jobs.delete(keys[0])
+        assert [job.state is JobState.RECEIVING for job in opened] == [False, True, True]
+
+
+def test_a_session_is_not_shown_and_tells_jobs_of_one_id_apart() -> None:
+    names = [JobKey("a", session).log_name for session in ("secret", "other", DIRECT)]
+    assert len(set(names)) == 3
+    assert names[0] == JobKey("a", "secret").log_name
+    assert names[2] == "a"
+    assert "secret" not in names[0] + repr(JobKey("a", "secret"))
+
+
+async def test_the_end_of_a_session_flushes_and_forgets_its_jobs() -> None:
+    async with serving(max_jobs=3) as (jobs, kind):
+        ended, running = (jobs.open(JobKey(it, "s"), OPTIONS) for it in "ab")
+        other = jobs.open(JobKey("b", "t"), OPTIONS)
+        await ended.stop(EndReason.STOPPED)
+        await running.receive_body(chunks(b"x"), None, final=False)
+        await jobs.end_session("s")
+        assert running.log.end_reason is EndReason.RELEASED
+        assert kind.works[1].ends == [(EndReason.RELEASED, None)]
+        assert [jobs.find(job.key) for job in (ended, running, other)] == [None, None, other]
+        assert jobs.num_running == 1
+        await jobs.end_session("s")
+
+
+async def test_the_end_of_a_session_cuts_off_what_takes_long_to_flush() -> None:
+    async with serving() as (jobs, kind):
+        slow = jobs.open(JobKey("a", "s"), OPTIONS)
+        await slow.receive_body(chunks(b"x"), None, final=False)
+        kind.works[0].flushed.clear()
+        await jobs.end_session("s")
+        assert isinstance(slow.failure, CutOff)
+        assert (jobs.find(slow.key), jobs.num_running) == (None, 0)
+
+
+async def test_no_session_ends_the_jobs_of_callers_without_one() -> None:
+    async with serving() as (jobs, _):
+        job = jobs.open(direct("a"), OPTIONS)
+        await jobs.end_session(DIRECT)
+        assert job.state is JobState.RECEIVING
+
+
 async def test_leaving_cuts_off_what_still_runs() -> None:
     async with serving() as (jobs, _):
         job = jobs.open(direct("a"), OPTIONS)

@@ -37,7 +37,9 @@ from tests.orchestrator.scripted_channel import (
 )
 from tests.scripted import ScriptedModel, scripted_engine, spoken
 from whisper_byoc.errors import DecodeError
+from whisper_byoc.orchestrator.messages import StartRequest
 from whisper_byoc.orchestrator.session import Session
+from whisper_byoc.orchestrator.sessions import Sessions
 from whisper_byoc.service import Service
 from whisper_byoc.settings import (
     JobSettings,
@@ -55,6 +57,7 @@ from whisper_sim.orchestrator import (
     Orchestrator,
     Stream,
     Times,
+    Watchdog,
     open_orchestrator,
     open_stream,
 )
@@ -327,6 +330,46 @@ async def test_a_stream_that_nobody_holds_any_more_ends(channels: ScriptedChanne
         await ended_by_itself(session)
         [stopped] = events_in(channels.posted("events"), "stream_stopped")
         assert stopped["reason"] == "idle"
+
+
+async def test_a_request_that_waits_is_no_sign_of_life(channels: ScriptedChannels) -> None:
+    """Channels are there for five minutes when the gateway that made them has crashed."""
+    for name in ("in", "control"):
+        channels.script(f"GET {name}/-2", answer(470, latest="0", seq="1"))
+        channels.script(f"GET {name}/0", answer(470, latest="0", seq="0"))
+    async with open_worker(silence_seconds=1.0) as worker:
+        session = await worker.start(
+            subscribe_url=channels.url("in"),
+            control_url=channels.url("control"),
+            events_url=channels.url("events"),
+        )
+        await ended_by_itself(session)
+        assert len(channels.asked("GET", "control")) > 1
+        [stopped] = events_in(channels.posted("events"), "stream_stopped")
+        assert stopped["reason"] == "idle"
+
+
+async def test_a_keepalive_is_a_sign_of_life(channels: ScriptedChannels) -> None:
+    """The time without one is counted from the last."""
+    loop = asyncio.get_running_loop()
+    sent: list[float] = []
+
+    async def keeps_alive(exchange: Exchange) -> None:
+        await asyncio.sleep(0.5)  # so that it makes a difference; the limit is far
+        sent.append(loop.time())
+        await segment(0, b'{"keep":"alive"}')(exchange)
+
+    channels.script("GET control/-2", keeps_alive)
+    async with open_worker(silence_seconds=3.0) as worker:
+        session = await worker.start(control_url=channels.url("control"))
+        await session.stopping.wait()
+        assert loop.time() - sent[0] >= 2.99
+        await ended_by_itself(session)
+        assert session.job.log.end_reason is EndReason.IDLE
+
+
+async def test_three_of_a_gateways_keepalives_may_be_lost() -> None:
+    assert 3 * Times().control < WorkerSettings().silence_seconds <= 60
 
 
 async def test_case_044_what_came_before_a_connection_broke_is_used(
@@ -1039,6 +1082,100 @@ async def test_case_063_a_control_channel_that_is_not_there_ends_it_too(
         assert channels.asked("GET", "control") == ["-2"]
 
 
+# An orchestrator that has begun anew
+
+
+@asynccontextmanager
+async def open_sessions(
+    lost: list[str], **worker: Any
+) -> AsyncIterator[tuple[Sessions, ScriptedModel]]:
+    """Sessions that tell `lost` which channels were forgotten."""
+    async with open_worker(**worker) as opened:
+        service = opened.service
+        sessions = Sessions(service.jobs, service.settings, service.metrics, lost.append)
+        async with sessions.serve():
+            yield sessions, opened.model
+
+
+def start_request(channels: ScriptedChannels, *names: str) -> StartRequest:
+    urls = {f"{name}_url": channels.url(name) for name in names}
+    return StartRequest("stream", params=RAW, **urls)
+
+
+async def test_a_channel_that_is_forgotten_in_mid_stream_is_told_at_once(
+    channels: ScriptedChannels, speech: bytes
+) -> None:
+    """All of them answer 404 then; it is told of once, and before the words are flushed."""
+    forgotten = asyncio.Event()
+    lost: list[str] = []
+
+    async def not_found(exchange: Exchange) -> None:
+        await forgotten.wait()
+        await answer(404, b"Stream not found")(exchange)
+
+    channels.script("GET subscribe/-2", segment(0, speech))
+    channels.script("GET subscribe/1", not_found)
+    channels.script("GET control/-2", not_found)
+    async with open_sessions(lost) as (sessions, model):
+        model.gate.clear()
+        session = sessions.start(start_request(channels, "subscribe", "control", "data"))
+        await asyncio.to_thread(model.asked.wait)
+        assert lost == []
+        forgotten.set()
+        await session.stopping.wait()
+        assert lost in ([channels.url("subscribe")], [channels.url("control")])
+        model.gate.set()
+        await ended_by_itself(session)
+        assert len(lost) == 1
+        assert session.job.work.counters()["words"] > 0
+
+
+async def test_a_channel_of_output_that_is_forgotten_is_told_too(
+    channels: ScriptedChannels,
+) -> None:
+    lost: list[str] = []
+    channels.script("POST events/0", answer(404, b"Stream not found"))
+    async with open_sessions(lost) as (sessions, _):
+        await ended_by_itself(sessions.start(start_request(channels, "events")))
+    assert lost == [channels.url("events")]
+
+
+@pytest.mark.parametrize("end", ["closed", "stop"])
+async def test_channels_that_go_behind_the_end_of_a_stream_are_not_lost(
+    channels: ScriptedChannels, speech: bytes, end: str
+) -> None:
+    ending = asyncio.Event()
+    lost: list[str] = []
+
+    async def closes(exchange: Exchange) -> None:
+        await ending.wait()
+        await answer(200, seq="1", latest="1", closed="terminated")(exchange)
+
+    async def not_found(exchange: Exchange) -> None:
+        await ending.wait()
+        await answer(404, b"Stream not found")(exchange)
+
+    channels.script("GET subscribe/-2", segment(0, speech))
+    channels.script("GET subscribe/1", closes)
+    channels.script("POST data/0", not_found)
+    async with open_sessions(lost) as (sessions, model):
+        model.gate.clear()
+        session = sessions.start(start_request(channels, "subscribe", "data"))
+        await asyncio.to_thread(model.asked.wait)
+        if end == "stop":
+            stopping = asyncio.create_task(sessions.stop("stream"))
+            await session.stopping.wait()
+            ending.set()
+        else:
+            ending.set()
+            await session.stopping.wait()
+            stopping = asyncio.create_task(sessions.stop("stream"))
+        model.gate.set()
+        await stopping
+    assert channels.posted("data")
+    assert lost == []
+
+
 # Ends
 
 
@@ -1069,6 +1206,65 @@ async def test_case_064_a_channel_is_deleted_by_who_made_it(
         assert {it.method for it in channels.exchanges} == {"GET", "POST"}
 
 
+async def test_case_064_but_a_worker_that_leaves_ends_the_data_channel_behind_the_last_word(
+    channels: ScriptedChannels, speech: bytes
+) -> None:
+    channels.script("GET in/-2", segment(0, speech))
+    channels.script("DELETE data", answer(200))
+    async with open_worker() as worker:
+        names = ("publish", "control", "events", "data")
+        urls = {f"{name}_url": channels.url(name) for name in names}
+        await worker.start(subscribe_url=channels.url("in"), **urls)
+        await channels.until(lambda: finals(channels.posted("data")) != "")
+        await worker.service.drain()
+        assert worker.service.sessions.running == []
+    deleted = [it for it in channels.exchanges if it.method == "DELETE"]
+    assert [it.path for it in deleted] == ["/data"]
+    *_, last, end = [it for it in channels.exchanges if it.channel == "data"]
+    assert end is deleted[0]
+    assert json.loads(last.body) == {**json.loads(last.body), "type": "end", "reason": "shutdown"}
+    assert last.answered
+    assert events_in(channels.posted("events"), "stream_stopped")
+    assert channels.exchanges[-1] is end
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(answer(400, b"Invalid stream"), id="refused"),
+        pytest.param(takes_and_breaks_off, id="broken off"),
+        pytest.param(waits, id="hung"),
+    ],
+)
+async def test_a_data_channel_that_cannot_be_ended_holds_nobody_up(
+    channels: ScriptedChannels, fault: Play, caplog: pytest.LogCaptureFixture
+) -> None:
+    channels.script("DELETE data", fault)
+    async with open_worker() as worker:
+        session = await worker.start(data_url=channels.url("data"))
+        await worker.service.drain()
+        assert session.job.log.end_reason is EndReason.SHUTDOWN
+    assert set(channels.asked("DELETE", "data")) == {"data"}
+    assert "not deleted" in caplog.text
+
+
+async def test_a_gateway_swaps_at_once_when_its_worker_leaves(speech: bytes) -> None:
+    async with (
+        open_orchestrator(Times(reader_delay=0)) as orchestrator,
+        open_worker() as worker,
+        open_stream(orchestrator, worker.capability, params=RAW) as stream,
+    ):
+        await stream.until(lambda: stream.reading_data)
+        await stream.publish(speech)
+        await stream.until(lambda: bool(stream.text))
+        await worker.service.drain()
+        await stream.ended.wait()
+    assert stream.watchdog is Watchdog.DATA_CLOSED
+    assert orchestrator.deletions == ["stream-data"]
+    assert stream.lines[-1]["type"] == "end"
+    assert stream.lines[-1]["reason"] == "shutdown"
+
+
 HOWS = [
     pytest.param("stop", id="a stop"),
     pytest.param("closed", id="the end of its input"),
@@ -1079,8 +1275,13 @@ HOWS = [
 
 @pytest.mark.parametrize("how", HOWS)
 async def test_case_065_nothing_is_left_after(
-    channels: ScriptedChannels, speech: bytes, how: str
+    channels: ScriptedChannels,
+    speech: bytes,
+    how: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # others write to the usual one
     going = asyncio.Event()
 
     async def ends(exchange: Exchange) -> None:
@@ -1091,7 +1292,7 @@ async def test_case_065_nothing_is_left_after(
 
     channels.script("GET in/-2", segment(0, speech))
     channels.script("GET in/1", ends, answer(500))
-    tasks, files = asyncio.all_tasks(), temporary_files()
+    tasks = asyncio.all_tasks()
     async with open_worker(retry_seconds=0.3, stop_seconds=5) as worker:
         idle = asyncio.all_tasks()
         names = {"publish_url": "out", "control_url": "control", "events_url": "events"}
@@ -1113,21 +1314,21 @@ async def test_case_065_nothing_is_left_after(
             assert worker.service.jobs.num_running == 0
             ours = {it for it in asyncio.all_tasks() - idle if not of_a_server(it)}
             assert ours == set()
-            assert temporary_files() == files
+            assert files_in(tmp_path) == []
     await channels.until(lambda: channels.num_open == 0)
     left = {it for it in asyncio.all_tasks() - tasks if not of_a_server(it)}
     assert left == set()
-    assert temporary_files() == files
+    assert files_in(tmp_path) == []
+
+
+def files_in(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
 
 
 def of_a_server(task: asyncio.Task[Any]) -> bool:
     """Of the double, or of uvicorn for a request whose answer is still on its way."""
     name = getattr(task.get_coro(), "__qualname__", "")
     return name.startswith(("ScriptedChannels.", "RequestResponseCycle."))
-
-
-def temporary_files() -> set[str]:
-    return {path.name for path in Path(tempfile.gettempdir()).iterdir()}
 
 
 async def test_a_failed_decode_is_told_before_the_end(

@@ -10,6 +10,7 @@ from whisper_byoc.trickle.protocol import (
     LATEST,
     SEQ,
     ChannelEnded,
+    ChannelGone,
     GetStep,
     Next,
     PostStep,
@@ -19,6 +20,7 @@ from whisper_byoc.trickle.protocol import (
     after_get,
     after_post,
     back_off,
+    channel_end,
     first_seq,
     parse_seq,
 )
@@ -252,4 +254,14 @@ def test_where_a_publisher_begins(status: int, body: str, seq: int) -> None:
 def test_errors_name_their_channel() -> None:
     assert str(TrickleError("http://o/c", "gave up")) == "channel http://o/c: gave up"
     assert issubclass(ChannelEnded, TrickleError)
+    assert issubclass(ChannelGone, ChannelEnded)
     assert ChannelEnded.code != TrickleError.code
+
+
+@pytest.mark.parametrize(("status", "gone"), [(404, True), (200, False)])
+def test_a_channel_that_is_not_there_is_told_apart_from_one_that_was_closed(
+    status: int, gone: bool
+) -> None:
+    error = channel_end("http://o/c", status)
+    assert isinstance(error, ChannelGone) is gone
+    assert str(error) == f"channel http://o/c: ended with status {status}"

@@ -71,7 +71,7 @@ class Exchange:
 
     async def _run(self) -> None:
         """Raises ServiceError."""
-        requests.check_token(self._request)
+        await requests.check_token_or_session(self._request)
         self._check_model()
         requests.check_body(self._request, self._limit)
         async with errors.bare_errors():

@@ -177,15 +177,27 @@ def model_header(service: Service, job: Job | None = None) -> dict[str, str]:
 
 
 def check_token(request: Request) -> None:
-    """Where a token is configured, callers must bring it. Raises Unauthorized.
+    """Where a token is configured, callers must bring it. Raises Unauthorized."""
+    if not _has_token(request):
+        raise errors.Unauthorized()
 
-    Compared in constant time, so that it cannot be found out byte by byte.
-    """
+
+async def check_token_or_session(request: Request) -> None:
+    """As `check_token`, but whoever comes through a session that its orchestrator has told us of
+    needs none: orchestrators have no token to send. Raises Unauthorized and InvalidSession."""
+    if _has_token(request):
+        return
+    session_id = session_id_of(request.headers)
+    if not (session_id and await service_of(request).runner_sessions.confirmed(session_id)):
+        raise errors.Unauthorized()
+
+
+def _has_token(request: Request) -> bool:
+    """Compared in constant time, so that it cannot be found out byte by byte."""
     token = service_of(request).settings.orchestrator.token.get_secret_value()
     scheme, _, found = request.headers.get("Authorization", "").partition(" ")
     right = hmac.compare_digest(found.strip().encode(), token.encode())
-    if token and not (right and scheme.lower() == "bearer"):
-        raise errors.Unauthorized()
+    return not token or (right and scheme.lower() == "bearer")
 
 
 def check_body(request: Request, limit: int) -> None:

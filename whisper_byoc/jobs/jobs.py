@@ -176,7 +176,8 @@ class Jobs:
         )
         try:
             async with asyncio.timeout(_RELEASE_SECONDS):
-                await asyncio.gather(*(job.stop(EndReason.RELEASED) for job in running))
+                stopping = (job.stop(EndReason.RELEASED) for job in running)
+                await asyncio.gather(*stopping, return_exceptions=True)
         except TimeoutError:
             logger.warning("a session is over, and not all of its jobs were flushed in time")
         await self.discard(*running, *ended)

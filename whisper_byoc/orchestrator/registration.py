@@ -95,6 +95,11 @@ class Registration:
         """Registrations that orchestrators have taken."""
         return sum(told.entry.registered for told in self._told)
 
+    @property
+    def has_runners(self) -> bool:
+        """Whether there are orchestrators that can be asked for their sessions."""
+        return any(isinstance(told.entry, RunnerEntry) for told in self._told)
+
     async def run(self) -> None:
         """Register with every orchestrator for ever; returns once withdrawn, or with none to tell.
 

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,6 +29,10 @@ _MAX_MISSING = 2
 """Answers in a row without a session that mean it is over: one may have been on its way already
 when the session was reserved."""
 _STOP_SECONDS = 5.0
+_CONFIRM_SECONDS = 3.0
+"""s that a request is held for its orchestrator's word that its session is one."""
+_ASK_SECONDS = 0.5
+"""Between two requests for that word: whoever forges sessions must not make us ask at will."""
 _CHECKS = 4
 """Looks for silent sessions within the time that makes one silent."""
 
@@ -93,6 +97,11 @@ class SessionBook:
         """Whether an orchestrator has told of this session."""
         session = self._sessions.get(session_id)
         return session is not None and session.known
+
+    def is_over(self, session_id: str) -> bool:
+        """Whether an orchestrator should list this session, and does not."""
+        session = self._sessions.get(session_id)
+        return session is None or session.num_missing >= _MAX_MISSING
 
     def begin(self, headers: Mapping[str, str], now: float) -> RunnerSession:
         """A request has come through a session. Raises InvalidSession."""
@@ -161,7 +170,8 @@ class SessionBook:
 class RunnerSessions:
     """Owns the sessions, and what is done at their end: their jobs are flushed and forgotten.
 
-    `request` notes requests at any time; `serve` must be entered for sessions to end.
+    `request` notes requests at any time; `serve` must be entered for sessions to end. `ask_now`
+    makes orchestrators tell of their sessions at once; None where none can be asked.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -170,6 +180,9 @@ class RunnerSessions:
         self._group: asyncio.TaskGroup | None = None
         self._end_jobs: EndJobs | None = None
         self._answered = asyncio.Event()
+        self._told = asyncio.Event()
+        self._last_asked = -_ASK_SECONDS
+        self.ask_now: Callable[[], None] | None = None
 
     @property
     def in_use(self) -> list[str]:
@@ -180,6 +193,32 @@ class RunnerSessions:
         """Whether an orchestrator has told us of this session, so that its requests are no one
         else's."""
         return self._book.knows(session_id)
+
+    async def confirmed(self, session_id: str) -> bool:
+        """As `knows`, but for a session of a request that is being answered: its orchestrator may
+        tell of it a moment later, and is asked."""
+        if self.ask_now is None:
+            return self.knows(session_id)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CONFIRM_SECONDS):
+                while not (self._book.knows(session_id) or self._book.is_over(session_id)):
+                    await self._ask(self.ask_now)
+        return self.knows(session_id)
+
+    async def _ask(self, ask_now: Callable[[], None]) -> None:
+        """Return when an orchestrator has told something, or it is time to ask again."""
+        told, now = self._told, asyncio.get_running_loop().time()
+        if now - self._last_asked >= _ASK_SECONDS:
+            self._last_asked = now
+            ask_now()
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._last_asked + _ASK_SECONDS):
+                await told.wait()
+
+    def _tell(self) -> None:
+        """Wake those who wait for an orchestrator's word."""
+        self._told.set()
+        self._told = asyncio.Event()
 
     @contextmanager
     def request(self, headers: Mapping[str, str]) -> Iterator[None]:
@@ -214,12 +253,14 @@ class RunnerSessions:
     def note_reserved(self, runner_id: str, session_id: str) -> None:
         """The orchestrator says that a session of this runner has begun."""
         self._book.note_reserved(runner_id, session_id, asyncio.get_running_loop().time())
+        self._tell()
 
     def reconcile(self, runner_id: str, listed: Collection[str]) -> None:
         """The orchestrator's list of this runner's sessions."""
         now = asyncio.get_running_loop().time()
         for session_id in self._book.reconcile(runner_id, listed, now):
             self.release(session_id)
+        self._tell()
 
     def forget_runner(self, runner_id: str) -> None:
         """The registration is over, and every session with it."""

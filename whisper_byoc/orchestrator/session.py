@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -22,7 +22,7 @@ from whisper_byoc.settings import Settings
 from whisper_byoc.transcript import EndReason, Event, Failure, Payload
 from whisper_byoc.trickle.client import ClientOptions, Publisher, Subscriber, open_session
 from whisper_byoc.trickle.local import LocalChannel, LocalReader
-from whisper_byoc.trickle.protocol import ChannelEnded, TrickleError
+from whisper_byoc.trickle.protocol import ChannelEnded, ChannelGone, TrickleError
 
 logger = logging.getLogger(__name__)
 
@@ -122,15 +122,18 @@ class Session:
         )
         return messages.status_event(self._account, report, now)
 
-    async def run(self) -> None:
-        """Serve the stream to its end. Cancelling it ends the stream without a flush."""
+    async def run(self, lost: Callable[[str], None]) -> None:
+        """Serve the stream to its end. Cancelling it ends the stream without a flush.
+
+        lost: called once, with its URL, when a channel is not there any more while the stream runs:
+        its orchestrator has begun anew, and knows neither the stream nor us."""
         self._logger.info("stream %s started", self.request.stream_id)
         self._tell({"type": "runner_receive_stream_request"}, _TRACE)
         try:
             async with open_session(self._options) as http, asyncio.TaskGroup() as group:
 
                 def begin(*parts: Part) -> list[asyncio.Task[None]]:
-                    return [group.create_task(self._guard(part, http)) for part in parts]
+                    return [group.create_task(self._guard(part, http, lost)) for part in parts]
 
                 telling = begin(self._tell_events)
                 listening = begin(self._read_input, self._read_control, self._watch)
@@ -140,17 +143,12 @@ class Session:
                     task.cancel()
                 self._input.finish()
                 try:
-                    async with asyncio.timeout(self._settings.stop_seconds):
-                        await asyncio.wait(working)
-                        self._flushed = True
-                        self._tell({"type": "stream_stopped", "reason": self._reason}, _EVENTS)
-                        await asyncio.wait(telling)
-                        await asyncio.sleep(_SETTLE_SECONDS)
-                except TimeoutError:
-                    self._logger.warning("not flushed within %.1f s", self._settings.stop_seconds)
+                    await self._flush(working, telling)
                 finally:
                     for task in (*telling, *working):
                         task.cancel()
+                if self._reason is EndReason.SHUTDOWN:
+                    await self._leave(http)
         finally:
             self._done.set()
             self._metrics.segments_dropped.inc(self._to_job.num_skipped)
@@ -163,13 +161,36 @@ class Session:
                 self._account.segments_relayed,
             )
 
+    async def _flush(
+        self, working: Sequence[asyncio.Task[None]], telling: Sequence[asyncio.Task[None]]
+    ) -> None:
+        """Return when the last words, and then the last events, have been published and read."""
+        try:
+            async with asyncio.timeout(self._settings.stop_seconds):
+                await asyncio.wait(working)
+                self._flushed = True
+                self._tell({"type": "stream_stopped", "reason": self._reason}, _EVENTS)
+                await asyncio.wait(telling)
+                await asyncio.sleep(_SETTLE_SECONDS)
+        except TimeoutError:
+            self._logger.warning("not flushed within %.1f s", self._settings.stop_seconds)
+
+    async def _leave(self, http: aiohttp.ClientSession) -> None:
+        """End the data channel, behind the last words: its gateway takes that for the loss of its
+        worker and swaps to another at once, where it would wait 30 s for events."""
+        data = self._publisher(http, self.request.data_url, "application/jsonl")
+        if data is not None:
+            await data.delete()
+
     def _end(self, reason: EndReason) -> None:
         if not self.stopping.is_set():
             self._reason = reason
             self.stopping.set()
             self._event_came.set()
 
-    async def _guard(self, part: Part, http: aiohttp.ClientSession) -> None:
+    async def _guard(
+        self, part: Part, http: aiohttp.ClientSession, lost: Callable[[str], None]
+    ) -> None:
         """Run one part; when it ends, for whatever reason, the stream is ended with a flush. The
         part is called in here and not by `run`: a task may be cancelled before its first step, and
         a coroutine that `run` had made would then never be awaited."""
@@ -178,11 +199,14 @@ class Session:
             await part(http)
         except ChannelEnded as ended:
             self._logger.info("%s", ended)
+            # Behind a stop, or behind the end of another channel, it is the end of the stream.
+            if isinstance(ended, ChannelGone) and not self.stopping.is_set():
+                lost(ended.url)
         except ServiceError as error:
             self._logger.warning("%s", error)
             self._account.note_problem(str(error), time.time())
-            lost = isinstance(error, TrickleError)
-            reason = EndReason.DISCONNECTED if lost else EndReason.ERROR
+            unreachable = isinstance(error, TrickleError)
+            reason = EndReason.DISCONNECTED if unreachable else EndReason.ERROR
         self._end(reason)
 
     def _tell(self, event: Mapping[str, Any], queue: str) -> None:
@@ -341,8 +365,10 @@ class Session:
             self.update(values)
 
     async def _watch(self, http: aiohttp.ClientSession) -> None:
-        """End the stream when the orchestrator has sent nothing for `silence_seconds`. A stream
-        without audio may go on: its control channel brings a keepalive every ten seconds."""
+        """End the stream when nothing has come from the orchestrator for `silence_seconds`: no
+        input, no control message, no update. A request that waits is no sign of life: channels
+        outlive the gateway that made them by minutes. A stream without audio may go on: its control
+        channel brings a keepalive every ten seconds."""
         limit = self._settings.silence_seconds
         await self._activity.until_idle(limit)
         self._logger.warning("nothing from the orchestrator for %.0f s", limit)

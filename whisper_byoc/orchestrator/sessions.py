@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -30,7 +30,16 @@ class Sessions:
     that orchestrators are told: they do not enforce it.
     """
 
-    def __init__(self, jobs: Jobs, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        settings: Settings,
+        metrics: Metrics,
+        lost: Callable[[str], None] = lambda url: None,
+    ) -> None:
+        """lost: called with the URL of a channel that its orchestrator has forgotten, once for each
+        stream that ends by that."""
+        self._lost = lost
         self._jobs = jobs
         self._settings = settings
         self._metrics = metrics
@@ -109,7 +118,7 @@ class Sessions:
 
     async def _run(self, session: Session) -> None:
         try:
-            await session.run()
+            await session.run(self._lost)
         except Exception:  # one stream's fault must not reach the others
             logger.exception("stream %s failed", session.request.stream_id)
         finally:

@@ -24,6 +24,8 @@ REISSUE_SECONDS = 20.0
 """After which a GET that waits is asked anew: what stands between may forget a silent one."""
 ANSWER_SECONDS = 20.0
 """For the answer to a POST whose body is sent."""
+DELETE_SECONDS = 2.0
+"""For the answer to a DELETE."""
 
 _BROKEN = (aiohttp.ClientError, OSError, TimeoutError)
 
@@ -125,12 +127,14 @@ class Subscriber:
         return self
 
     async def __anext__(self) -> RemoteSegment:
-        """The next segment, empty ones left out. Ends when the channel does; raises TrickleError
-        when it cannot be reached any more."""
+        """The next segment, empty ones left out. Ends when the channel is closed; raises
+        ChannelGone when it is not there, TrickleError when it cannot be reached any more."""
         if self._preconnect is None:
             self._preconnect = asyncio.create_task(self._open())
         try:
             segment = await asyncio.shield(self._preconnect)
+        except protocol.ChannelGone:
+            raise
         except protocol.ChannelEnded:
             raise StopAsyncIteration from None
         self._preconnect = asyncio.create_task(self._open())
@@ -193,7 +197,7 @@ class Subscriber:
                 return RemoteSegment(step.seq - 1, response)
         response.close()
         if step.then is protocol.Next.END:
-            raise protocol.ChannelEnded(self.url, f"ended with status {response.status}")
+            raise protocol.channel_end(self.url, response.status)
         self._seq = step.seq
         # An empty answer without a number would otherwise be asked for again at once, for ever.
         blind = step.then is protocol.Next.READ and protocol.SEQ not in response.headers
@@ -204,9 +208,10 @@ class Subscriber:
 class Publisher:
     """Writes a channel, one message a segment.
 
-    It asks the channel where to begin, and resets what a publisher before it left open. It never
-    deletes the channel: who made it does. One task publishes at a time; cancelling it may lose the
-    message.
+    It asks the channel where to begin, and resets what a publisher before it left open. `publish`
+    leaves the channel there when it has ended: who made it deletes it, and `delete` is for a
+    publisher that has to go while its readers would wait for more. One task publishes at a time;
+    cancelling it may lose the message.
     """
 
     def __init__(
@@ -229,8 +234,8 @@ class Publisher:
     async def publish(self, data: bytes) -> None:
         """Send one segment and wait for its answer.
 
-        Raises ChannelEnded when the channel is over and TrickleError when it cannot be reached any
-        more, from then on at every call.
+        Raises ChannelEnded when the channel is over, ChannelGone when it is not there, and
+        TrickleError when it cannot be reached any more, from then on at every call.
         """
         if self._ended is not None:
             raise self._ended
@@ -241,6 +246,20 @@ class Publisher:
         except protocol.TrickleError as error:
             self._ended = error
             raise
+
+    async def delete(self) -> None:
+        """End the channel for its readers, at once. Tries once, and raises nothing: who made the
+        channel deletes it in the end."""
+        try:
+            async with (
+                asyncio.timeout(DELETE_SECONDS),
+                self._session.delete(self.url, allow_redirects=False) as response,
+            ):
+                problem = f"status {response.status}" if response.status != 200 else ""
+        except _BROKEN as error:
+            problem = str(error) or type(error).__name__
+        if problem:
+            logger.warning("channel %s: not deleted: %s", self.url, problem)
 
     async def _send(self, data: bytes) -> bool:
         """Whether the message was taken."""
@@ -266,14 +285,14 @@ class Publisher:
                 ) as response:
                     step = protocol.after_post(self._seq, response.status, response.headers)
                     problem = f"status {response.status}"
+                    if step.ended:
+                        raise protocol.channel_end(self.url, response.status)
         except _BROKEN as error:
             problem = str(error) or type(error).__name__
             step = protocol.after_broken_post(self._seq, taken, self._failures.num + 1)
         return await self._follow(step, problem)
 
     async def _follow(self, step: protocol.PostStep, problem: str) -> bool:
-        if step.ended:
-            raise protocol.ChannelEnded(self.url, f"ended with {problem}")
         self._seq = step.seq
         if step.again:
             # The failed request may have opened a segment that will get no end: the reset closes

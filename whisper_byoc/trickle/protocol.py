@@ -42,6 +42,19 @@ class ChannelEnded(TrickleError):
     code = "channel_ended"
 
 
+class ChannelGone(ChannelEnded):
+    """The server knows no such channel: it was deleted before, or the server has begun anew and
+    knows none of those it had."""
+
+    code = "channel_gone"
+
+
+def channel_end(url: str, status: int) -> ChannelEnded:
+    """What to raise when an answer with this status was the end of a channel."""
+    ended = ChannelGone if status == 404 else ChannelEnded
+    return ended(url, f"ended with status {status}")
+
+
 def parse_seq(text: str | None) -> int | None:
     """A decimal integer as Go's Atoi takes it; None for anything else."""
     if text is None or not re.fullmatch(r"[+-]?[0-9]{1,18}", text, re.ASCII):
