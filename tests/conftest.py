@@ -53,6 +53,12 @@ def speech_dir() -> Path:
     return SPEECH_DIR
 
 
+def gateway_python() -> str | None:
+    """A Python with livepeer-gateway in it; `make gateway-peer` makes one where 3.12 is found."""
+    here = REPOSITORY / ".venv-gateway" / "bin" / "python"
+    return os.environ.get("GATEWAY_PYTHON") or (str(here) if here.exists() else None)
+
+
 @pytest.fixture
 def unused_tcp_port() -> int:
     """For what has to be named before it listens."""

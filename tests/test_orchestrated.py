@@ -4,7 +4,6 @@ back to the gateway's reader (docs/wire.md)."""
 import asyncio
 import csv
 import json
-import os
 import resource
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -21,7 +20,7 @@ from aiohttp import web
 from numpy.typing import NDArray
 from whisper.normalizers import EnglishTextNormalizer
 
-from tests.conftest import LOOPBACK, REPOSITORY, Speak, direct, serve_app
+from tests.conftest import LOOPBACK, REPOSITORY, Speak, direct, gateway_python, serve_app
 from tests.pytrickle_peer import open_publisher, open_subscriber
 from tests.scripted import ScriptedModel, scripted_engine
 from whisper_byoc.audio.source import open_source
@@ -158,12 +157,6 @@ async def test_four_streams_of_recorded_speech_at_once(
         assert stream.watchdog is None
         assert normalize(stream.text).split()[-1] == normalize(expected).split()[-1], stream.text
         assert stream.status["input_status"]["segments_skipped"] == 0
-
-
-def gateway_python() -> str | None:
-    """A Python with livepeer-gateway in it; `make gateway-peer` makes one where 3.12 is found."""
-    here = REPOSITORY / ".venv-gateway" / "bin" / "python"
-    return os.environ.get("GATEWAY_PYTHON") or (str(here) if here.exists() else None)
 
 
 @pytest.mark.model

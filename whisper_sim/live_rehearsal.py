@@ -24,6 +24,7 @@ from whisper_sim.live_runner import LiveRunner, open_live_runner
 from whisper_sim.runner_entries import Runner
 
 PIECE_SECONDS: Final = 0.1
+JOB: Final = "rehearsal"
 STATIC_ID: Final = "worker"
 STATIC_APP: Final = "static/worker"
 
@@ -149,16 +150,17 @@ async def stream(
     take = Lines(receive)
     try:
         async with reserve(it.url, app) as session, LiveClient(session.app_url) as client:
-            lines = Format.NDJSON
             if plan.http:
                 await client.transcribe(
-                    *("rehearsal", audio, take),
-                    output=lines,
+                    JOB,
+                    audio,
+                    take,
+                    output=Format.NDJSON,
                     content_type="audio/pcm",
                     **plan.options,
                 )
             else:
-                await client.converse(audio, take, output=lines, **plan.options)
+                await client.converse(audio, take, output=Format.NDJSON, **plan.options)
     except ClientError as error:
         outcome.problems.append(str(error))
     if not outcome.ended:

@@ -105,11 +105,13 @@ class LiveRunner(Hub):
         return sum(self._places.values())
 
     async def shut(self) -> None:
-        """Close every connection."""
+        """Close every connection. Raises ExceptionGroup where a request has met a fault of ours."""
         self._closing.set()
         self._awake.set()
-        await self._front.shut()
-        self._pool.close()
+        try:
+            await self._front.shut()
+        finally:
+            self._pool.close()
 
     async def _take(self, end: End, request: h11.Request) -> None:
         """Raises Gone and Abandoned."""

@@ -22,6 +22,7 @@ class Front:
         self._handle = handle
         self._tasks: dict[asyncio.Task[None], End] = {}
         self._waiting: set[End] = set()
+        self._faults: list[Exception] = []
         self._server: asyncio.Server | None = None
         self._address = ("127.0.0.1", 0)
         self._tls: ssl.SSLContext | None = None
@@ -52,7 +53,7 @@ class Front:
             await self._start(self._address)
 
     async def shut(self) -> None:
-        """Close every connection."""
+        """Close every connection. Raises ExceptionGroup where a request has met a fault of ours."""
         if self._server is not None:
             self._server.close()
         while self._tasks:
@@ -60,6 +61,9 @@ class Front:
                 end.abort()
                 task.cancel()
             await asyncio.wait(self._tasks)
+        if self._faults:
+            faults, self._faults = self._faults, []
+            raise ExceptionGroup("requests could not be answered", faults)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -70,6 +74,8 @@ class Front:
                 pass
         except (Gone, asyncio.CancelledError):
             pass  # asyncio's streams would report a cancelled task
+        except Exception as error:  # a fault of ours: told when it closes, and not only logged
+            self._faults.append(error)
         finally:
             end.abort()
             del self._tasks[task]

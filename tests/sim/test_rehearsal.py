@@ -1,24 +1,28 @@
 """The simulation as an operator runs it: a process, a recording, captions on the terminal."""
 
 import asyncio
+import json
 import signal
 import sys
-import wave
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
+from click.testing import CliRunner
 
 from examples.green_tint import GreenTint
-from tests.conftest import REPOSITORY, Speak, pcm, serve_app
+from tests.conftest import REPOSITORY, Speak, pcm, serve_app, wav
+from tests.scripted import ScriptedModel, scripted_engine
 from whisper_byoc.client import ClientError, ProcessorClient
 from whisper_byoc.settings import CapabilitySettings, OrchestratorSettings, Settings
+from whisper_sim.rehearsal import main
 
 pytestmark = pytest.mark.anyio
-TIMEOUT = 60.0
+TIMEOUT = 180.0
 SCRIPT = REPOSITORY / "scripts" / "run_orchestrator_sim.py"
 
 
@@ -29,10 +33,8 @@ async def simulation(*arguments: str) -> AsyncIterator[tuple[Process, str]]:
         process = await asyncio.create_subprocess_exec(
             sys.executable, str(SCRIPT), "--port", "0", *arguments, stdout=PIPE, stderr=PIPE
         )
-        assert process.stderr is not None
         try:
-            first = (await process.stderr.readline()).decode()
-            assert first.startswith("orchestrator on "), first
+            first = await said(process, "orchestrator on ")
             yield process, first.split()[-1]
         finally:
             if process.returncode is None:
@@ -40,15 +42,19 @@ async def simulation(*arguments: str) -> AsyncIterator[tuple[Process, str]]:
             await process.communicate()
 
 
-def registering(orchestrator: str, port: int) -> Settings:
+async def said(process: Process, words: str) -> str:
+    """The next line of its standard error that begins so."""
+    assert process.stderr is not None
+    async for line in process.stderr:
+        if line.decode().startswith(words):
+            return line.decode().strip()
+    raise AssertionError(f"it has ended, expected a line that begins with {words!r}")
+
+
+def registering(orchestrator: str, port: int, **changes: Any) -> Settings:
     return Settings(
         orchestrator=OrchestratorSettings.model_validate(
-            {
-                "urls": orchestrator,
-                "secret": "secret",
-                "interval": 0.2,
-                "interfaces": "byoc",
-            }
+            {"urls": orchestrator, "secret": "secret", "interval": 0.2, **changes}
         ),
         capability=CapabilitySettings(url=f"http://127.0.0.1:{port}"),
     )
@@ -64,30 +70,116 @@ async def answered(gateway: ProcessorClient, data: bytes) -> bytes | None:
         return None
 
 
-@pytest.mark.model
-async def test_a_recording_goes_in_and_captions_come_out(speak: Speak, tmp_path: Path) -> None:
+@pytest.fixture
+def talk(speak: Speak, tmp_path: Path) -> str:
+    """A recording of a sentence."""
     path = tmp_path / "talk.wav"
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(16_000)
-        file.writeframes(pcm(speak("We are going to need another bottle of water.")))
+    path.write_bytes(wav(pcm(speak("We are going to need another bottle of water."))))
+    return str(path)
+
+
+def captions(output: bytes) -> list[str]:
+    return " ".join(line[10:] for line in output.decode().splitlines()).split()
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("kind", [(), ("--http",)], ids=["websocket", "put and get"])
+async def test_a_worker_registers_and_a_recording_is_streamed_through_it(
+    talk: str, unused_tcp_port: int, kind: tuple[str, ...]
+) -> None:
+    async with simulation(*kind, talk) as (process, orchestrator):
+        assert "ORCH_SECRET=secret make run" in await said(process, "waiting for a worker")
+        settings = registering(orchestrator, unused_tcp_port)
+        async with serve_app(settings=settings, port=unused_tcp_port):
+            output, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    assert captions(output)[-2:] == ["of", "water."]
+    told = errors.decode()
+    assert "1 sessions, 0 left open" in told
+    assert "0 left open, 0 cut" in told
+    assert "ended: eof" in told
+
+
+async def test_a_worker_that_does_not_register_is_named(talk: str) -> None:
     async with (
-        serve_app() as (url, _),
-        simulation("--worker", url, "--egress", str(path)) as (process, _),
+        serve_app(scripted_engine(ScriptedModel())) as (url, _),
+        simulation("--worker", url + "/", "--json", talk) as (process, _),
     ):
         output, errors = await process.communicate()
     assert process.returncode == 0, errors.decode()
-    words = " ".join(line[10:] for line in output.decode().splitlines())
-    assert words.split()[-2:] == ["of", "water."]
+    lines = [json.loads(line) for line in output.splitlines()]
+    assert lines[-1]["type"] == "end"
+    assert "static; 1 sessions" in errors.decode()
+
+
+async def test_what_is_cut_is_told_and_fails(talk: str, unused_tcp_port: int) -> None:
+    """A worker that leaves in mid-stream."""
+    async with simulation("--json", *[talk] * 20) as (process, orchestrator):
+        settings = registering(orchestrator, unused_tcp_port)
+        engine = scripted_engine(ScriptedModel())
+        async with serve_app(engine, settings, port=unused_tcp_port):
+            assert process.stdout is not None
+            assert await process.stdout.readline()
+        _, errors = await process.communicate()
+    assert process.returncode == 1
+    assert "problem: " in errors.decode()
+
+
+async def test_runners_are_shown_with_what_calls_them(unused_tcp_port: int) -> None:
+    """The tutorial's steps behind a Live Runner: a frame in, a frame out."""
+    async with simulation() as (process, orchestrator), aiohttp.ClientSession() as http:
+        settings = registering(orchestrator, unused_tcp_port)
+        async with serve_app(settings=settings, processor=GreenTint(), port=unused_tcp_port):
+            assert "(persistent), at http://127.0.0.1" in await said(process, "registered: ")
+            reserve = (await said(process, "  session: ")).split()[-1]
+            async with http.post(reserve) as answer:
+                session = await answer.json()
+            async with http.post(f"{session['app_url']}/process", data=bytes(3)) as answer:
+                assert await answer.read() == bytes([0, 80, 0])
+            async with http.post(f"{session['control_url']}/stop") as answer:
+                assert answer.status == 200
+        await said(process, "gone: ")
+        body = {"runner_url": orchestrator, "app": "a/b", "mode": "single-shot"}
+        headers = {"Authorization": "secret"}
+        async with http.post(f"{orchestrator}/runners/heartbeat", json=body, headers=headers) as it:
+            runner_id = (await it.json())["runner_id"]
+        line = await said(process, "  single shot: ")
+        assert line.endswith(f"{orchestrator}/apps/{runner_id}/app/process")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--egress"], "--egress is of the BYOC kind"),
+        (["--byoc", "--http"], "--http is of the Live Runner kind"),
+    ],
+)
+def test_options_are_of_one_kind(arguments: list[str], problem: str) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert problem in result.output
+
+
+# BYOC
+
+
+@pytest.mark.model
+async def test_a_recording_goes_in_and_captions_come_out(talk: str) -> None:
+    async with (
+        serve_app() as (url, _),
+        simulation("--byoc", "--worker", url, "--egress", talk) as (process, _),
+    ):
+        output, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    assert captions(output)[-2:] == ["of", "water."]
     assert "state ONLINE" in errors.decode()
     assert "0 skipped, 0 dropped" in errors.decode()
 
 
 async def test_a_worker_registers_and_answers_the_tutorials_call(unused_tcp_port: int) -> None:
     """The tutorial's steps: one frame in, one out, and 404 with the name that is served."""
-    async with simulation() as (_, orchestrator):
-        settings = registering(orchestrator, unused_tcp_port)
+    async with simulation("--byoc") as (_, orchestrator):
+        settings = registering(orchestrator, unused_tcp_port, interfaces="byoc")
         async with serve_app(settings=settings, processor=GreenTint(), port=unused_tcp_port):
             gateway = ProcessorClient(orchestrator, "/live/video-to-video", model_id="GreenTint")
             while (tinted := await answered(gateway, bytes([10, 100, 200]))) is None:
