@@ -26,6 +26,7 @@ from whisper_byoc.transcript import Format
 
 BYTES_PER_SECOND = SAMPLE_RATE * 2
 READ_BYTES = 65536
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 URL = "http://127.0.0.1:8000"
 APP = "live-transcription/tiny.en"
 
@@ -150,8 +151,7 @@ def tls_of(ca_file: str | None, insecure: bool) -> Tls:
 
 async def send_reserved(files: tuple[str, ...], orchestrator: str, app: str, wanted: Wanted) -> int:
     """As `send_all`, in one session of an orchestrator. A signal that ends the program waits for
-    the session to be stopped; Ctrl-C is asyncio's to turn into a cancellation. Raises
-    ClientError."""
+    the session to be stopped. Raises ClientError."""
     task = asyncio.current_task()
     loop = asyncio.get_running_loop()
     told: list[int] = []
@@ -161,15 +161,17 @@ async def send_reserved(files: tuple[str, ...], orchestrator: str, app: str, wan
         if task is not None:
             task.cancel()
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    heeded = [it for it in ENDING if signal.getsignal(it) is not signal.SIG_IGN]  # as nohup's
+    for number in heeded:
         loop.add_signal_handler(number, end, number)
     try:
         async with reserve(orchestrator, app, tls=wanted.tls) as session:
             return await send_all(files, session.app_url, wanted)
     finally:
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in heeded:
             loop.remove_signal_handler(number)
-        if told:  # now as if nobody had handled it, also where standard input is being waited for
+        if told:  # Python would wait for the thread that waits for standard input
+            signal.signal(told[0], signal.SIG_DFL)
             os.kill(os.getpid(), told[0])
 
 

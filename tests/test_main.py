@@ -19,7 +19,11 @@ import numpy as np
 import pytest
 import torch
 
+from examples.passthrough import Passthrough
 from tests.conftest import MODELS, Speak, pcm
+from whisper_byoc.cli import config_of
+from whisper_byoc.service import Service
+from whisper_byoc.settings import Settings
 
 pytestmark = pytest.mark.anyio
 TIMEOUT = 60
@@ -129,6 +133,57 @@ async def test_a_signal_while_starting_ends_the_start() -> None:
         process.send_signal(signal.SIGTERM)
         await process.communicate()
     assert process.returncode == 0
+
+
+HOSTING = ("serve", "--host", "127.0.0.1", "--port", "0", "--processor")
+PROCESSOR = "examples.passthrough:Passthrough"
+
+
+def test_a_socket_is_not_closed_because_its_pong_waits_behind_its_audio() -> None:
+    assert config_of(Service(Settings(), processor=Passthrough())).ws_ping_timeout is None
+
+
+async def test_case_r36_an_idle_connection_is_kept() -> None:
+    """Longer than uvicorn's own 5 s; that it is long enough is in the configuration."""
+    assert config_of(Service(Settings(), processor=Passthrough())).timeout_keep_alive >= 95
+    async with command(*HOSTING, PROCESSOR) as process:
+        url = await read_until(process, r"http://127.0.0.1:\d+")
+        await read_until(process, "ready after")
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        for idle_seconds in (0.0, 6.5):
+            await asyncio.sleep(idle_seconds)
+            writer.write(b"POST /process HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ")
+            assert await reader.readexactly(3) == b"abc"
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_case_r27_a_log_of_everything_shows_no_token_either() -> None:
+    headers = {
+        "Livepeer-Session-Id": "hidden-id",
+        "Livepeer-Session-Token": "hidden-token",
+        "Livepeer-Session-Control": "http://o/hidden-url",
+        "Livepeer-Runner-Route": "hidden-route",
+        "Authorization": "Bearer hidden",
+    }
+    variables = {"WHISPER_SERVER_LOG_LEVEL": "debug"}
+    async with (
+        command(*HOSTING, PROCESSOR, **variables) as process,
+        aiohttp.ClientSession(headers=headers) as http,
+    ):
+        url = await read_until(process, r"http://127.0.0.1:\d+")
+        await read_until(process, "ready after")
+        async with http.ws_connect(url + "/transcribe") as websocket:
+            await websocket.send_str("eos")
+            assert [it.type async for it in websocket] == [aiohttp.WSMsgType.TEXT]
+        async with http.post(url + "/process", data=b"abc") as answer:
+            assert await answer.read() == b"abc"
+        process.send_signal(signal.SIGTERM)
+        _, errors = await process.communicate()
+    assert b"of session " in errors
+    assert b"hidden" not in errors
 
 
 @pytest.mark.model

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from whisper_byoc import errors
 from whisper_byoc.doors import batch, live, segments, socket, system, worker
 from whisper_byoc.doors.errors import answer_error, error_document
+from whisper_byoc.doors.prompt import PromptAnswers
 from whisper_byoc.doors.requests import Vanished, answer_vanished
 from whisper_byoc.orchestrator.runner_sessions import SESSION_HEADER
 from whisper_byoc.service import Service
@@ -49,7 +50,10 @@ def build_app(service: Service) -> Starlette:
     }
     app = Starlette(
         routes=[SessionRoute(service, CLIENT_ROUTES), *OPERATOR_ROUTES, *CLIENT_ROUTES],
-        middleware=[Middleware(Slashes)],
+        middleware=[
+            Middleware(Slashes),
+            Middleware(PromptAnswers, seconds=service.settings.jobs.answer_seconds),
+        ],
         lifespan=lifespan,
         exception_handlers=handlers,
     )

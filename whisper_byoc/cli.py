@@ -25,6 +25,10 @@ EXIT_MISCONFIGURED = 2
 _CLOSE_SECONDS = 5
 """s that connections get to end by themselves after the jobs are flushed."""
 
+_KEEP_ALIVE_SECONDS = 100
+"""s that an idle connection is kept: longer than an orchestrator keeps it, 90 s, which would send a
+request on a connection that is just being closed."""
+
 _BACKLOG = 2048
 _TICK_SECONDS = 0.1
 _TICKS_A_DAY = 864_000
@@ -99,14 +103,24 @@ def serve(host: str | None, port: int | None, processor: str | None) -> None:
         click.echo(f"whisper-byoc: cannot listen on {address}: {error.strerror}", err=True)
         sys.exit(EXIT_MISCONFIGURED)
     service = Service(settings, processor=hosted)
-    config = uvicorn.Config(
-        build_app(service),
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=_CLOSE_SECONDS,
-    )
+    config = config_of(service)
     with listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         sys.exit(runner.run(_serve(service, Server(config), listener)))
+
+
+def config_of(service: Service) -> uvicorn.Config:
+    """At DEBUG uvicorn would log the headers of WebSockets, tokens of sessions among them. And it
+    would close one whose pong waits behind audio that the job has no room for yet: who is gone is
+    found by the job's idle limit."""
+    return uvicorn.Config(
+        build_app(service),
+        log_config=None,
+        log_level=max(logging.INFO, logging.getLogger().level),
+        access_log=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        ws_ping_timeout=None,
+        timeout_graceful_shutdown=_CLOSE_SECONDS,
+    )
 
 
 def listen(settings: ServerSettings) -> socket.socket:

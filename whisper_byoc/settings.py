@@ -185,6 +185,13 @@ class JobSettings(Group):
     idle_seconds: float = Field(
         60.0, gt=0, le=86400, description="s without audio or keepalive after which a job is ended"
     )
+    answer_seconds: float = Field(
+        45.0,
+        gt=0,
+        le=55,
+        description="s from a request's last byte to the head of its answer, whatever it waits for;"
+        " orchestrators wait 60",
+    )
     retention_seconds: float = Field(
         600.0, ge=0, le=86400, description="s that an ended job's transcript can be read again"
     )
@@ -209,7 +216,10 @@ class JobSettings(Group):
         description="bytes of a processor's output kept per job; the oldest give way",
     )
     keepalive_seconds: float = Field(
-        15.0, gt=0, le=600, description="s between keepalive comments on a silent SSE output"
+        15.0,
+        gt=0,
+        le=600,
+        description="s between keepalives on a silent output: SSE comments, empty NDJSON lines",
     )
 
 

@@ -271,8 +271,13 @@ class TextWriter(Writer):
 
 
 class NdjsonWriter(Writer):
+    """One event a line. An empty line keeps the connection alive: whoever reads JSON skips it."""
+
     def write(self, event: Event) -> str:
         return event_line(event, words=self.words) + "\n"
+
+    def keepalive(self) -> str:
+        return "\n"
 
 
 def sse_data(line: str) -> str:

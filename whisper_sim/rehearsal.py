@@ -2,6 +2,7 @@
 captions on the terminal. The Live Runner, or BYOC with its gateway."""
 
 import asyncio
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +59,7 @@ def main(
     for name in _OF_LIVE_RUNNERS if byoc else _OF_BYOC:
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             raise click.UsageError(f"--{name} is of the {'Live Runner' if byoc else 'BYOC'} kind")
+    _check_port(chosen["port"])
     options = dict(param.partition("=")[::2] for param in params)
     captions = Captions(chosen["as_json"])
     run = _byoc if byoc else _live
@@ -66,6 +68,14 @@ def main(
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(1 if problems else 0)
+
+
+def _check_port(port: int) -> None:
+    """Raises BadParameter for one that is taken."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise click.BadParameter(f"{error.strerror}", param_hint="--port") from error
 
 
 async def _live(

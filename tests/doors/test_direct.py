@@ -378,7 +378,14 @@ async def test_case_115_a_client_that_leaves_the_proxy_leaves_its_words(
     assert "final" in [event["type"] for event in events]
 
 
-async def test_two_sessions_behind_one_proxy_do_not_mix(sentence: Samples) -> None:
+async def test_the_version_names_the_interface_and_what_clients_ask_for(runner: Door) -> None:
+    for path in ("/version", "/app-version"):
+        document = (await runner.ask("GET", path))[1]
+        assert document["interfaces"] == ["live-runner"]
+        assert document["app"] == "live-transcription/scripted"
+
+
+async def test_two_jobs_of_one_session_do_not_mix(sentence: Samples) -> None:
     model = ScriptedModel()
     async with open_door(model=model) as opened, behind_proxy(opened) as door:
         jobs = [f"job-{n}" for n in range(4)]

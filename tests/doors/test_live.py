@@ -55,9 +55,12 @@ class Door:
             is_json = answer.content_type == "application/json"
             return answer.status, json.loads(text) if is_json else text, answer.headers
 
-    def get(self, path: str) -> Any:
+    def request(self, method: str, path: str, data: Any = None) -> Any:
         """An answer that is read as it comes; use it as a context."""
-        return self._session.get(self.url + path)
+        return self._session.request(method, self.url + path, data=data)
+
+    def get(self, path: str) -> Any:
+        return self.request("GET", path)
 
     def socket(
         self, query: str = "", path: str = "/transcribe", headers: dict[str, str] | None = None
@@ -67,7 +70,7 @@ class Door:
 
     async def events(self, job: str) -> list[dict[str, Any]]:
         _, text, _ = await self.ask("GET", f"/live/{job}/output?format=ndjson")
-        return [json.loads(line) for line in text.splitlines()]
+        return [json.loads(line) for line in text.splitlines() if line]
 
     async def put(self, job: str, audio: Any, query: str = "", **headers: str) -> tuple[int, Any]:
         headers.setdefault("Content_Type", "audio/pcm")
@@ -520,14 +523,15 @@ async def test_an_sse_reader_goes_on_where_it_was_cut_off(
     assert rest.split("\n\n") == blocks[1:]
 
 
-async def test_a_silent_sse_output_is_kept_alive(sentence: NDArray[np.float32]) -> None:
+@pytest.mark.parametrize(("output", "line"), [("sse", b": keepalive\n"), ("ndjson", b"\n")])
+async def test_a_silent_output_is_kept_alive(output: str, line: bytes) -> None:
     async with open_door(keepalive_seconds=0.02) as door:
         await door.put("j", pcm(silence(0.5)), "?final=false")
         async with (
             aiohttp.ClientSession() as session,
-            session.get(door.url + "/live/j/output?format=sse") as answer,
+            session.get(door.url + f"/live/j/output?format={output}") as answer,
         ):
-            assert await answer.content.readline() == b": keepalive\n"
+            assert await answer.content.readline() == line
 
 
 async def test_case_115_answers_behind_a_proxy_name_no_address(

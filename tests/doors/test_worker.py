@@ -1217,3 +1217,38 @@ async def test_a_stream_leaves_no_task_behind(
         await worker.until(has_received(3))
         assert tasks() >= {"Session._guard", "Sessions._run", "Subscriber._open", "Jobs._run"}
     assert tasks() == set()
+
+
+URL_FIELDS = ("subscribe_url", "publish_url", "control_url", "events_url", "data_url")
+STARTS = ("/stream/start", "/api/stream/start", "/live-video-to-video")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(OrchestratorSettings(), id="by default"),
+        pytest.param(OrchestratorSettings(urls=("http://127.0.0.1:1",)), id="of a Live Runner"),
+    ],
+)
+async def test_case_r30_a_start_names_no_host_that_nobody_allowed(
+    settings: OrchestratorSettings,
+) -> None:
+    """An open container must not fetch what strangers name."""
+    async with (
+        open_worker(orchestrator=settings) as worker,
+        HungServer(expected=1).serve() as listener,
+    ):
+        for host in (listener.url, "http://169.254.169.254", "http://localhost", "http://[::1]"):
+            for field in URL_FIELDS:
+                for path in STARTS:
+                    body = {"gateway_request_id": "s", "params": None, field: f"{host}/latest"}
+                    answer = await worker.ask("POST", path, body)
+                    found = (answer.status, answer.document["error"]["code"])
+                    assert found == (400, "forbidden_url"), (field, path)
+                    assert field in answer.document["message"]
+        assert not listener.accepted.is_set()
+        for number, path in enumerate(STARTS):  # what names no URL is as before
+            body = {"gateway_request_id": f"s{number}", "params": None}
+            assert (await worker.ask("POST", path, body)).status == 200
+        assert len(await worker.running()) == len(STARTS)
+        assert not listener.accepted.is_set()

@@ -1,5 +1,5 @@
 """Sessions of a Live Runner: the book of them, and what is done when one is over or silent. Cases
-are numbered as in docs/wire.md."""
+are numbered as in docs/live-runner.md."""
 
 import asyncio
 import logging

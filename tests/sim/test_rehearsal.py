@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -158,6 +159,15 @@ def test_options_are_of_one_kind(arguments: list[str], problem: str) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert problem in result.output
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(main, ["--port", str(port)])
+    assert result.exit_code == 2
+    assert "Invalid value for --port: Address already in use" in result.output
+    assert str(port) in result.output
 
 
 # BYOC

@@ -22,6 +22,7 @@ from whisper_byoc import errors
 from whisper_byoc.doors import requests
 from whisper_byoc.doors.dialects import Answer, Dialect, OpenAi, Pipeline, Plain
 from whisper_byoc.doors.errors import error_response
+from whisper_byoc.doors.prompt import promise
 from whisper_byoc.doors.uploads import Fields, Upload, open_upload
 from whisper_byoc.jobs.job import Job
 from whisper_byoc.jobs.options import JobOptions, Options
@@ -74,6 +75,7 @@ class Exchange:
         await requests.check_token_or_session(self._request)
         self._check_model()
         requests.check_body(self._request, self._limit)
+        requests.check_place(self._request)
         async with errors.bare_errors():
             try:
                 async with asyncio.TaskGroup() as group:
@@ -152,6 +154,7 @@ class Exchange:
 
     async def _whole(self, job: Job, answer: Answer) -> Response:
         """The answer in one piece, when the job has ended. Raises why the job has failed."""
+        promise(self._request, self._headers(answer, job))
         body = bytearray(_bytes(answer.writer.begin()))
         async for event in job.log.read():
             assert event is not None, "read without an idle time"

@@ -11,10 +11,12 @@ from starlette.routing import Route
 
 from whisper_byoc.audio.content_types import format_of_content_type
 from whisper_byoc.doors import requests
+from whisper_byoc.doors.prompt import promise
 from whisper_byoc.errors import BodyTooLarge, JobExists, NoAudio, SlowReader
 from whisper_byoc.jobs import control
 from whisper_byoc.jobs.control import Control
 from whisper_byoc.jobs.eventlog import EventLog
+from whisper_byoc.jobs.job import Job
 from whisper_byoc.service import Service
 from whisper_byoc.transcript import EndReason, Format, Writer, choose_format
 
@@ -27,8 +29,11 @@ async def put_source(request: Request) -> Response:
     requests.options_of(request, job)
     audio_format = format_of_content_type(request.headers.get("Content-Type"))
     requests.check_body(request, service.settings.jobs.max_body_bytes)
-    if job is not None:
+    if job is None:
+        requests.check_place(request)
+    else:
         job.check_receives()
+    promise(request, _head(service, job))
     chunks = requests.body_chunks(request)
     first = await requests.first_chunk(chunks, service.settings.jobs.idle_seconds)
     num_bytes = 0
@@ -78,6 +83,7 @@ async def get_job(request: Request) -> Response:
 async def delete_job(request: Request) -> Response:
     """Stop a running job after a flush; forget an ended one."""
     service, key = requests.checked(request)
+    promise(request, _head(service, service.jobs.get(key)))
     job = await service.jobs.delete(key)
     forgotten = service.jobs.find(key) is None
     document = {**job.document(), "forgotten": forgotten}
@@ -95,6 +101,7 @@ async def post_control(request: Request) -> Response:
         job = service.jobs.open(key, options)
     else:
         job = service.jobs.get(key)
+    promise(request, _head(service, job))
     match kind:
         case Control.OPTIONS:
             service.jobs.change(job, values)
@@ -106,6 +113,11 @@ async def post_control(request: Request) -> Response:
         case Control.CLOSE:
             await job.stop(EndReason.STOPPED)
     return JSONResponse(job.document(), headers=requests.model_header(service, job))
+
+
+def _head(service: Service, job: Job | None) -> dict[str, str]:
+    """Of an answer in JSON."""
+    return {"Content-Type": "application/json", **requests.model_header(service, job)}
 
 
 async def _message(request: Request, seconds: float) -> dict[str, Any]:

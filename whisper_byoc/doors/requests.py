@@ -211,6 +211,15 @@ def check_body(request: Request, limit: int) -> None:
         raise errors.BodyTooLarge(int(length), limit)
 
 
+def check_place(request: Request) -> None:
+    """Whether there is a place for the job that a body would need, before any of it is read: a
+    client behind an orchestrator learns of an answer within its body late or never. Raises Draining
+    and TooManyJobs."""
+    length = request.headers.get("Content-Length", "0")
+    if length != "0" or "Transfer-Encoding" in request.headers:
+        service_of(request).jobs.free_place()
+
+
 def options_of(connection: HTTPConnection[Any], job: Job | None) -> Options:
     """The options that the query names, over those of the job. Other names mean nothing here:
     gateways add their own. Raises InvalidOption."""

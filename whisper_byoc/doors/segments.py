@@ -11,6 +11,7 @@ from starlette.routing import Route
 from whisper_byoc.audio.content_types import format_of_content_type
 from whisper_byoc.audio.formats import AudioFormat, Pcm
 from whisper_byoc.doors import trickle
+from whisper_byoc.doors.prompt import promise
 from whisper_byoc.doors.requests import checked, options_of, while_connected
 from whisper_byoc.errors import UnknownJob, UnsupportedAudio
 from whisper_byoc.jobs.eventlog import EventLog
@@ -48,6 +49,7 @@ async def post_segment(request: Request) -> Response:
             )
         # Its publisher has begun anew: it says so, or goes back further than a channel reaches.
         channel.rewind(wanted)
+    promise(request, {protocol.SEQ: str(wanted)})
     await channel.wait_for_slot(wanted)
     if channel.over:
         return trickle.no_channel(CLOSED_HEADERS)
@@ -90,14 +92,15 @@ async def get_segment(request: Request) -> Response:
     log, latest = job.log, job.log.next_seq
     seq = resolve(asked, latest)
     headers = {protocol.SEQ: str(seq), protocol.LATEST: str(latest)}
+    content_type, writer = job.work.writer(Format.NDJSON)
     if is_awaited(seq, latest):
+        promise(request, {**headers, "Content-Type": content_type})
         await while_connected(request, _until_written(log, seq))
         headers[protocol.LATEST] = str(log.next_seq)
     if log.ended and seq >= log.next_seq:
         return Response(headers={**headers, protocol.CLOSED: protocol.TERMINATED})
     if seq >= log.next_seq or seq <= log.dropped_seq:
         return trickle.no_segment(seq, log.next_seq)
-    content_type, writer = job.work.writer(Format.NDJSON)
     events = log.after(seq - 1)
     # A partial that was replaced is an empty segment: clients skip it.
     body = writer.write(events[0]) if events and events[0].seq == seq else ""

@@ -27,7 +27,7 @@ async def ready(request: Request) -> JSONResponse:
 
 
 async def version(request: Request) -> JSONResponse:
-    """PyTrickle's keys and our own."""
+    """PyTrickle's keys and our own. app: what clients of the network ask a Live Runner for."""
     service = service_of(request)
     engine = service.engine
     return JSONResponse(
@@ -35,6 +35,8 @@ async def version(request: Request) -> JSONResponse:
             "name": "whisper-byoc",
             "version": VERSION,
             **_identity(service),
+            "interfaces": service.settings.orchestrator.interfaces,
+            "app": service.settings.app_id(service.model_id),
             "engine": "batched" if engine else "processor",
             "models": [
                 {

@@ -93,9 +93,11 @@ class Jobs:
         return job
 
     async def wait_for(self, key: JobKey) -> Job:
-        """The job, once it exists, within the grace time. Raises UnknownJob."""
+        """The job, once it exists, within the grace time, and in time to be answered. Raises
+        UnknownJob."""
+        settings = self._settings.jobs
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.jobs.output_grace_seconds):
+            async with asyncio.timeout(min(settings.output_grace_seconds, settings.answer_seconds)):
                 while self.find(key) is None and not self.draining:
                     await self._created.wait()
         return self.get(key)
@@ -112,11 +114,7 @@ class Jobs:
             return self._running[key]
         if key in self._ended and not again:
             raise JobEnded(key.job_id)
-        if self.draining or self._group is None:
-            raise Draining()
-        if len(self._running) >= self._settings.jobs.max_jobs:
-            self._metrics.jobs_refused.inc()
-            raise TooManyJobs(len(self._running))
+        group = self.free_place()
         self.kind.check(options)
         self._ended.pop(key, None)
         job = Job(
@@ -127,9 +125,18 @@ class Jobs:
             None if attended else self._settings.jobs.idle_seconds,
         )
         self._running[key] = job
-        self._tasks[job] = self._group.create_task(self._run(job))
+        self._tasks[job] = group.create_task(self._run(job))
         self._announce()
         return job
+
+    def free_place(self) -> asyncio.TaskGroup:
+        """Where one more job would run. Raises Draining and TooManyJobs."""
+        if self.draining or self._group is None:
+            raise Draining()
+        if len(self._running) >= self._settings.jobs.max_jobs:
+            self._metrics.jobs_refused.inc()
+            raise TooManyJobs(len(self._running))
+        return self._group
 
     def change(self, job: Job, values: Mapping[str, Any]) -> None:
         """Other values for some options of a running job, all or none.
