@@ -18,7 +18,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init_
 SIBLINGS = [PACKAGE.parent / name for name in ("whisper_bench", "whisper_sim")]
 HEAVY = {"torch", "whisper", "onnxruntime"}
 IMPURE = {"asyncio", "socket", "subprocess", "threading", "time", "aiohttp"}
-PURE_AT_THE_TOP = {"errors", "loops", "transcript", "decode", "settings"}
+PURE_AT_THE_TOP = {"errors", "languages", "loops", "transcript", "decode", "settings"}
 
 
 def table(heading: str) -> Iterator[list[str]]:

@@ -15,8 +15,8 @@ from starlette.routing import BaseRoute, Match, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from whisper_byoc import errors
-from whisper_byoc.doors import batch, live, segments, socket, system, worker
-from whisper_byoc.doors.errors import answer_error, error_document
+from whisper_byoc.doors import batch, live, models, segments, socket, system, worker
+from whisper_byoc.doors.errors import answer_error, below_openai, error_document, openai_problem
 from whisper_byoc.doors.prompt import PromptAnswers
 from whisper_byoc.doors.requests import Vanished, answer_vanished
 from whisper_byoc.orchestrator.runner_sessions import SESSION_HEADER
@@ -27,6 +27,7 @@ CLIENT_ROUTES = [
     *segments.routes,
     *live.routes,
     *socket.routes,
+    *models.routes,
     *batch.routes,
 ]
 """For clients, wherever they come from."""
@@ -65,16 +66,21 @@ def build_app(service: Service) -> Starlette:
 
 class Slashes:
     """Folds doubled slashes: orchestrators append paths to the URL they were given, as text. Within
-    `/live/` they are left alone, so that an empty job id is refused as one."""
+    `/live/` they are left alone, so that an empty job id is refused as one. A slash at the end of
+    OpenAI's paths means nothing."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if "//" in scope.get("path", ""):
-            path = "/" + scope["path"].lstrip("/")
+        path = found = scope.get("path", "")
+        if "//" in path:
+            path = "/" + path.lstrip("/")
             if not path.startswith("/live/"):
                 path = re.sub("/{2,}", "/", path)
+        if path.startswith("/v1/"):
+            path = path.rstrip("/")
+        if path != found:
             scope = {**scope, "path": path, "raw_path": path.encode()}
         await self._app(scope, receive, send)
 
@@ -102,4 +108,9 @@ async def answer_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = error.detail.lower().replace(" ", "_")
     message = f"{request.method} {request.url.path[:200]}: {error.detail.lower()}"
-    return JSONResponse(error_document(code, message), error.status_code, error.headers)
+    document = (
+        openai_problem(code, message, "invalid_request_error")
+        if below_openai(request)
+        else error_document(code, message)
+    )
+    return JSONResponse(document, error.status_code, error.headers)

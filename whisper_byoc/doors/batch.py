@@ -19,18 +19,17 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from whisper_byoc import errors
-from whisper_byoc.doors import requests
-from whisper_byoc.doors.dialects import Answer, Dialect, OpenAi, Pipeline, Plain
+from whisper_byoc.decode import Task
+from whisper_byoc.doors import openai, requests
+from whisper_byoc.doors.dialects import Answer, Dialect, Pipeline, Plain
 from whisper_byoc.doors.errors import error_response
 from whisper_byoc.doors.prompt import promise
-from whisper_byoc.doors.uploads import Fields, Upload, open_upload
+from whisper_byoc.doors.uploads import Fields, Upload, gathered, open_upload
 from whisper_byoc.jobs.job import Job
 from whisper_byoc.jobs.options import JobOptions, Options
 from whisper_byoc.service import Service
 from whisper_byoc.settings import own_model_name
 from whisper_byoc.transcript import OCTETS, End, EndReason, Event, Failure, PayloadWriter, Writer
-
-OPENAI_MODEL = "whisper-1"
 
 
 class BatchEndpoint:
@@ -91,14 +90,14 @@ class Exchange:
         NotReady."""
         asked = self._request.headers.get(requests.MODEL_HEADER, "")
         served = self._service.jobs.kind.model_names
-        if asked in ("", OPENAI_MODEL, *served) or own_model_name(asked) in served:
+        if asked in ("", openai.MODEL, *served) or own_model_name(asked) in served:
             return
         raise errors.UnknownModel(asked, served)
 
     async def _answer(self) -> None:
         jobs = self._service.jobs
-        query = dict(self._request.query_params)
-        options = _changed(jobs.kind.options(), query)
+        query = self._dialect.options(gathered(self._request.query_params.multi_items()))
+        options = _changed(self._default_options(), query)
         if not await self._incoming.begins():
             await self._answer_nothing(options, query)
             return
@@ -110,9 +109,11 @@ class Exchange:
             async with upload as parts, asyncio.TaskGroup() as feeding:
                 if jobs.draining:
                     raise errors.Draining()
-                if values := _given(options, parts.fields):
+                fields = self._dialect.options(parts.fields)
+                if values := _given(options, fields):
                     jobs.change(job, values)
-                answer = self._answer_form({**query, **parts.fields}, job.options)
+                self._check_language(job.options)
+                answer = self._answer_form({**query, **fields}, job.options)
                 feed = feeding.create_task(_feed(job, parts))
                 if answer.streamed:
                     await self._stream(job, answer)
@@ -122,6 +123,22 @@ class Exchange:
         # Only now, so that a client with an answer finds the job's place free.
         if response is not None:
             await self._respond(response)
+
+    def _default_options(self) -> Options:
+        """Of a request that names none."""
+        options = self._service.jobs.kind.options()
+        if not isinstance(options, JobOptions):
+            return options
+        engine = self._service.engine
+        detects = engine is not None and engine.detects_languages
+        return options.changed(self._dialect.defaults(detects=detects))
+
+    def _check_language(self, options: Options) -> None:
+        """A recording whose language is to be found out needs weights that can; a live job that
+        asks for it in vain is heard as English. Raises InvalidOption."""
+        engine = self._service.engine
+        if isinstance(options, JobOptions) and engine is not None and options.language is None:
+            engine.check_detection()
 
     async def _answer_nothing(self, options: Options, query: Fields) -> None:
         """An empty body is a keepalive, and is answered without a job. Raises InvalidOption, and
@@ -149,7 +166,7 @@ class Exchange:
     def _answer_form(self, fields: Fields, options: Options) -> Answer:
         if isinstance(options, JobOptions):
             accept = self._request.headers.get("Accept")
-            return self._dialect.answer(fields, accept, words=options.words)
+            return self._dialect.answer(fields, accept, options)
         return Answer(OCTETS, PayloadWriter())
 
     async def _whole(self, job: Job, answer: Answer) -> Response:
@@ -266,11 +283,14 @@ class CapabilityRoute(Route):
         return match, child_scope
 
 
-plain, pipeline, openai = BatchEndpoint(Plain()), BatchEndpoint(Pipeline()), BatchEndpoint(OpenAi())
+plain, pipeline = BatchEndpoint(Plain()), BatchEndpoint(Pipeline())
+transcriptions = BatchEndpoint(openai.OpenAi(Task.TRANSCRIBE))
+translations = BatchEndpoint(openai.OpenAi(Task.TRANSLATE))
 
 routes = [
     *(Route(path, plain, methods=["POST"]) for path in ("/", "/transcribe", "/run", "/process")),
     Route("/audio-to-text", pipeline, methods=["POST"]),
-    Route("/v1/audio/transcriptions", openai, methods=["POST"]),
+    Route("/v1/audio/transcriptions", transcriptions, methods=["POST"]),
+    Route("/v1/audio/translations", translations, methods=["POST"]),
     CapabilityRoute("/{name:path}", plain, methods=["POST"]),
 ]

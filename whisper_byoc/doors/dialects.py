@@ -1,17 +1,17 @@
-"""What a batch request is answered with, transcript or error: `Plain` is our own form, `Pipeline`
-Livepeer's and `OpenAi` OpenAI's."""
+"""What a batch request asks with and is answered with, transcript or error: `Plain` is our own form
+and `Pipeline` Livepeer's; OpenAI's is `doors/openai`."""
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from whisper_byoc import transcript
-from whisper_byoc.doors.errors import error_document, status_of
+from whisper_byoc.doors.errors import error_document
 from whisper_byoc.doors.requests import flag
 from whisper_byoc.doors.uploads import Fields
 from whisper_byoc.errors import InvalidOption, ServiceError
+from whisper_byoc.jobs.options import JobOptions
 from whisper_byoc.transcript import Format
 
 
@@ -31,8 +31,17 @@ class Dialect(ABC):
     takes_nothing: ClassVar[bool]
     """Whether a request without a body is answered as one of silence."""
 
+    def defaults(self, *, detects: bool) -> Fields:
+        """Values of options in place of the service's, for who names none. detects: whether the
+        weights that are loaded can find out a language."""
+        return {}
+
+    def options(self, fields: Fields) -> Fields:
+        """The fields with our options by our names. Raises InvalidOption."""
+        return fields
+
     @abstractmethod
-    def answer(self, fields: Fields, accept: str | None, *, words: bool) -> Answer:
+    def answer(self, fields: Fields, accept: str | None, options: JobOptions) -> Answer:
         """Raises InvalidOption."""
 
     @abstractmethod
@@ -45,9 +54,9 @@ class Plain(Dialect):
 
     takes_nothing = True
 
-    def answer(self, fields: Fields, accept: str | None, *, words: bool) -> Answer:
-        streamed = flag("stream", _text(fields, "stream"))
-        named = _choice(fields, ("response_format", "format"), [*Format, "verbose_json"])
+    def answer(self, fields: Fields, accept: str | None, options: JobOptions) -> Answer:
+        streamed = flag("stream", text_of(fields, "stream"))
+        named = choice(fields, ("response_format", "format"), [*Format, "verbose_json"])
         if streamed:
             chosen = Format.SSE
         elif named is not None:
@@ -56,7 +65,7 @@ class Plain(Dialect):
             chosen = transcript.choose_format(None, f"{accept or ''},application/json;q=0.001")
             if chosen is Format.SSE and streamed is False:
                 chosen = Format.JSON
-        writer = transcript.WRITERS[chosen](words=words)
+        writer = transcript.WRITERS[chosen](words=options.words)
         return Answer(transcript.CONTENT_TYPES[chosen], writer, chosen is Format.SSE)
 
     def error_body(self, error: ServiceError) -> dict[str, Any]:
@@ -68,7 +77,7 @@ class Pipeline(Dialect):
 
     takes_nothing = False
 
-    def answer(self, fields: Fields, accept: str | None, *, words: bool) -> Answer:
+    def answer(self, fields: Fields, accept: str | None, options: JobOptions) -> Answer:
         # An empty value asks for none, as with ai-runner.
         given = fields.get("return_timestamps", "true")
         value = str(given).lower()
@@ -103,115 +112,10 @@ class ChunksWriter(transcript.JsonWriter):
         return {"text": ours["text"], "chunks": chunks}
 
 
-class OpenAi(Dialect):
-    """OpenAI's transcriptions, as its clients read them."""
-
-    takes_nothing = False
-    _FORMATS: ClassVar = (Format.TEXT, Format.SRT, Format.VTT)
-
-    def answer(self, fields: Fields, accept: str | None, *, words: bool) -> Answer:
-        known = ("json", "verbose_json", *self._FORMATS)
-        named = _choice(fields, ("response_format",), known) or "json"
-        details = _choices(fields, "timestamp_granularities", ("word", "segment")) or ["segment"]
-        if flag("stream", _text(fields, "stream")):
-            return Answer(transcript.CONTENT_TYPES[Format.SSE], DeltaWriter(), streamed=True)
-        if named in self._FORMATS:
-            chosen = Format(named)
-            return Answer(transcript.CONTENT_TYPES[chosen], transcript.WRITERS[chosen]())
-        if named == "json":
-            details = []
-        task = str(fields.get("task") or "transcribe")
-        return Answer(transcript.CONTENT_TYPES[Format.JSON], OpenAiWriter(task, details))
-
-    def error_body(self, error: ServiceError) -> dict[str, Any]:
-        kind = "invalid_request_error" if status_of(error) < 500 else "server_error"
-        param = error.name if isinstance(error, InvalidOption) else None
-        return openai_problem(error.code, str(error), kind, param)
-
-
-def openai_problem(
-    code: str, message: str, kind: str = "server_error", param: str | None = None
-) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-class OpenAiWriter(transcript.JsonWriter):
-    """OpenAI's document. details: which lists it has, of `word` and `segment`; without any it is
-    the text alone."""
-
-    def __init__(self, task: str, details: Sequence[str]) -> None:
-        super().__init__(words=True)
-        self._task = task
-        self._details = details
-
-    def _document(self, end: transcript.End) -> dict[str, Any]:
-        ours = super()._document(end)
-        if not self._details:
-            return {"text": ours["text"]}
-        document = {
-            "task": self._task,
-            "language": ours["language"],
-            "duration": ours["duration"],
-            "text": ours["text"],
-        }
-        if "segment" in self._details:
-            segments = [_only(it, "id", "start", "end", "text") for it in ours["segments"]]
-            document["segments"] = segments
-        if "word" in self._details:
-            words = [word for segment in ours["segments"] for word in segment["words"]]
-            document["words"] = [_only(word, "word", "start", "end") for word in words]
-        return document
-
-
-def _only(document: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: document[name] for name in names}
-
-
-class DeltaWriter(transcript.Writer):
-    """OpenAI's server-sent events: a delta for every final, then the text and `[DONE]`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._text = ""
-        self._failed = False
-
-    def write(self, event: transcript.Event) -> str:
-        match event:
-            case transcript.Final():
-                before = ("",) if self._text else ()
-                delta = transcript.join_words((*before, event.text), event.language)
-                self._text += delta
-                return self._event({"type": "transcript.text.delta", "delta": delta})
-            case transcript.Failure():
-                self._failed = True
-                return self._event(openai_problem(event.code, event.message))
-            case transcript.End() if self._failed:
-                return transcript.SSE_DONE
-            case transcript.End():
-                return self._done() + transcript.SSE_DONE
-        return ""
-
-    def keepalive(self) -> str:
-        return transcript.SSE_KEEPALIVE
-
-    def _done(self) -> str:
-        """The event with the whole text, left out where relays would not pass a line so long on."""
-        done = self._event({"type": "transcript.text.done", "text": self._text})
-        if len(done.encode()) < transcript.MAX_LINE_BYTES:
-            return done
-        note = "the text is too long for one line: it is that of the deltas, one behind the other"
-        return self._event({"type": "transcript.text.done", "text": "", "note": note})
-
-    @staticmethod
-    def _event(document: Mapping[str, Any]) -> str:
-        line = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
-        return transcript.sse_data(line)
-
-
-def _choice(fields: Fields, names: Sequence[str], known: Sequence[str]) -> str | None:
+def choice(fields: Fields, names: Sequence[str], known: Sequence[str]) -> str | None:
     """The first of `names` that is there. Raises InvalidOption when it is not among `known`."""
     for name in names:
-        value = _text(fields, name)
+        value = text_of(fields, name)
         if value is not None:
             if value.lower() not in known:
                 raise InvalidOption(name, value, "one of " + ", ".join(known))
@@ -219,17 +123,7 @@ def _choice(fields: Fields, names: Sequence[str], known: Sequence[str]) -> str |
     return None
 
 
-def _choices(fields: Fields, name: str, known: Sequence[str]) -> Sequence[str]:
-    """The values of a field that may have several. Raises InvalidOption for one that is not among
-    `known`."""
-    values = fields.get(name) or []
-    found = [values] if isinstance(values, str) else values
-    if not isinstance(found, list) or not all(value in known for value in found):
-        raise InvalidOption(name, str(values), "a list of " + ", ".join(known))
-    return found
-
-
-def _text(fields: Fields, name: str) -> str | None:
+def text_of(fields: Fields, name: str) -> str | None:
     """A field as text; None where it is absent or empty."""
     value = fields.get(name)
     return None if value in (None, "") else str(value)

@@ -39,6 +39,31 @@ def error_document(code: str, message: str) -> dict[str, dict[str, str]]:
     return {"error": {"code": code, "message": message}}
 
 
+def openai_document(error: errors.ServiceError) -> dict[str, Any]:
+    """The document of OpenAI's dialect. param: the field that is to be mended, where it is one."""
+    kind = "invalid_request_error" if status_of(error) < 500 else "server_error"
+    code, param = error.code, None
+    match error:
+        case errors.InvalidOption():
+            param = error.name
+        case errors.UnknownModel():
+            code, param = "model_not_found", "model"
+        case errors.UnsupportedAudio() | errors.BodyTooLarge():
+            param = "file"
+    return openai_problem(code, str(error), kind, param)
+
+
+def openai_problem(
+    code: str, message: str, kind: str = "server_error", param: str | None = None
+) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def below_openai(connection: HTTPConnection[Any]) -> bool:
+    """Whether a path is of OpenAI's API."""
+    return connection.url.path.startswith("/v1/")
+
+
 def error_response(error: errors.ServiceError, document: Any = None) -> JSONResponse:
     """The answer that tells of an error, with the error's status. document: in place of that of our
     own dialect."""
@@ -65,4 +90,4 @@ async def answer_error(connection: HTTPConnection[Any], error: Exception) -> JSO
         await connection.accept()
         await connection.close(*closing(error))
         return None
-    return error_response(error)
+    return error_response(error, openai_document(error) if below_openai(connection) else None)

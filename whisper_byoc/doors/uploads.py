@@ -1,7 +1,8 @@
 """What the body of a batch request holds: its fields, and its audio."""
 
 import base64
-from collections.abc import AsyncIterator, Mapping
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,9 @@ FILE_FIELDS = ("audio", "file")
 AUDIO_FIELDS = ("audio", "input", "audio_base64", "file")
 _CHUNK_BYTES = 64 * 1024
 _MAX_PARTS = 100
+_LISTS = frozenset(("timestamp_granularities", "include", "keywords", "keyterms", "languages"))
+"""Fields that may come more than once."""
+_BRACKETS = re.compile(r"([^\[\]]+)\[([^\[\]]*)\]")
 
 Fields = Mapping[str, Any]
 """What a request says beside its audio: text from forms and queries, anything from JSON."""
@@ -51,7 +55,8 @@ async def open_upload(
     async with AsyncExitStack() as stack:
         if media_type(request) == "multipart/form-data":
             form = await stack.enter_async_context(_form(request, incoming, limit))
-            fields = _form_fields(form)
+            texts = [(name, it) for name, it in form.multi_items() if isinstance(it, str)]
+            fields = gathered(texts)
             for file in (file for name in FILE_FIELDS for file in form.getlist(name)):
                 if isinstance(file, UploadFile):
                     declared = format_of_content_type(file.content_type) if is_audio else None
@@ -82,15 +87,23 @@ async def _form(request: Request, incoming: Incoming, limit: int) -> AsyncIterat
         yield form
 
 
-def _form_fields(form: FormData) -> Fields:
-    """The text parts of a form. A name that comes more than once, or ends with `[]`, has a list."""
+def gathered(items: Iterable[tuple[str, str]]) -> Fields:
+    """The fields of a form or a query, whose names clients spell in many ways: `name[]` and
+    `name[0]` are of a list, `name[key]` of an object. Of others that come more than once the last
+    counts, unless they are known to be lists."""
     fields: dict[str, Any] = {}
-    for name in form:
-        texts = [value for value in form.getlist(name) if isinstance(value, str)]
-        if name.endswith("[]"):
-            fields[name.removesuffix("[]")] = texts
-        elif texts:
-            fields[name] = texts[0] if len(texts) == 1 else texts
+    for spelled, value in items:
+        brackets = _BRACKETS.fullmatch(spelled)
+        name, key = brackets.groups() if brackets else (spelled, None)
+        before = fields.get(name)
+        if key is None and not (name in _LISTS and before is not None):
+            fields[name] = value
+        elif key and not key.isdecimal():
+            fields[name] = {**(before if isinstance(before, dict) else {}), key: value}
+        elif isinstance(before, list):
+            before.append(value)
+        else:
+            fields[name] = [value] if before is None else [before, value]
     return fields
 
 
@@ -99,7 +112,8 @@ def _json_fields(body: bytes) -> Fields:
     # It holds the audio, so it is not written again to see whether it could be.
     document = parse_object(body, '{"audio": "<base64>"}', repeatable=False)
     options = document.get("options")
-    return {**options, **document} if isinstance(options, dict) else document
+    named = {**options, **document} if isinstance(options, dict) else document
+    return {name.removesuffix("[]"): value for name, value in named.items()}
 
 
 def _encoded_audio(fields: Fields) -> tuple[bytes, AudioFormat | None]:

@@ -21,6 +21,7 @@ from whisper_byoc.settings import Device, ModelSettings, num_cores
 from whisper_byoc.weights.accepting import find_weights
 
 WARM_UP_TEXT = "the quick brown fox jumps over the lazy dog"
+OTHER_LANGUAGES = "tiny, base, small, medium, large-v3 and turbo know others"
 WARM_UP_CLIP = "warm-up.wav"
 """`WARM_UP_TEXT` spoken by hibari-tts, 16 kHz mono int16."""
 
@@ -62,8 +63,22 @@ class Engine:
         for model in models:
             if language in model.languages:
                 return model
-        known = sorted(set().union(*(model.languages for model in models)))
-        raise InvalidOption("language", language, "auto or one of " + ", ".join(known))
+        raise InvalidOption("language", language, self._expected_language())
+
+    @property
+    def detects_languages(self) -> bool:
+        return any(len(model.languages) > 1 for model in self.models.values())
+
+    def check_detection(self) -> None:
+        """Raises InvalidOption where no loaded model can find out a language."""
+        if not self.detects_languages:
+            raise InvalidOption("language", "auto", self._expected_language())
+
+    def _expected_language(self) -> str:
+        if not self.detects_languages:
+            return f"en, since {' and '.join(self.models)} is English only: {OTHER_LANGUAGES}"
+        known = sorted(set().union(*(model.languages for model in self.models.values())))
+        return "auto or one of " + ", ".join(known)
 
     async def decode(self, request: DecodeRequest) -> Hypothesis:
         """Decode one window. Raises DecodeError; cancelling drops the request."""

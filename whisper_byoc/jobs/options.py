@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from whisper_byoc.decode import Task
 from whisper_byoc.errors import InvalidOption
+from whisper_byoc.languages import code_of
 from whisper_byoc.settings import (
     EndpointSilence,
     MaxUtterance,
@@ -16,10 +17,21 @@ from whisper_byoc.settings import (
     StreamingSettings,
 )
 
-MAX_PROMPT_CHARACTERS = 1000
+MAX_PROMPT_CHARACTERS = 2000
+"""Of a longer prompt the end is kept: more than the decoder has room for, which is 223 tokens."""
 MAX_KEYTERMS = 100
+MAX_KEYTERMS_CHARACTERS = 1000
 _PYDANTIC_BEGINNING = re.compile("^(Input should be|Value error,|(Tuple|String) should have) ")
 """What pydantic's messages say before what was expected."""
+
+
+def _check_text(text: str) -> None:
+    """JSON can hold half of a surrogate pair, which nothing can be written with. Raises
+    ValueError."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("text, without half of a surrogate pair") from None
 
 
 class Options(BaseModel):
@@ -38,8 +50,6 @@ class Options(BaseModel):
         if problem["type"] == "extra_forbidden":
             raise InvalidOption("option", name, "one of " + ", ".join(type(self).model_fields))
         found = values.get(name)
-        if problem["type"] == "string_too_long":
-            found = f"{len(str(found))} characters"
         expected = _PYDANTIC_BEGINNING.sub("", problem["msg"])
         raise InvalidOption(name, found if isinstance(found, str) else repr(found), expected)
 
@@ -53,7 +63,8 @@ class ProcessorOptions(Options):
 class JobOptions(Options):
     """Options of one transcription.
 
-    language: Whisper's code; None detects it. prompt: text that the decoder is told came before.
+    language: Whisper's code, made of code, name or tag; None detects it. prompt: text that the
+    decoder is told came before, of which the end counts.
     keyterms: names and terms that the decoder is told to expect. words: whether final events bring
     every word with its times and probability. The others take the place of those of the service's
     `StreamingSettings` of the same name, unless they are None.
@@ -64,7 +75,7 @@ class JobOptions(Options):
     language: str | None = "en"
     task: Task = Task.TRANSCRIBE
     mode: Mode | None = None
-    prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARACTERS)
+    prompt: str | None = None
     keyterms: tuple[str, ...] = Field((), max_length=MAX_KEYTERMS)
     words: bool = True
     endpoint_silence: EndpointSilence | None = None
@@ -76,8 +87,17 @@ class JobOptions(Options):
     def _code(cls, value: object) -> object:
         """`auto` in a query means what null means in JSON."""
         if isinstance(value, str):
-            return None if value.lower() == "auto" else value.lower()
+            return None if value.strip().lower() == "auto" else code_of(value)
         return value
+
+    @field_validator("prompt")
+    @classmethod
+    def _end(cls, text: str | None) -> str | None:
+        """Of a text that is too long the end, from where a word begins."""
+        _check_text(text or "")
+        if text is None or len(text) <= MAX_PROMPT_CHARACTERS:
+            return text
+        return re.sub(r"^\S{0,40}\s+", "", text[-MAX_PROMPT_CHARACTERS:])
 
     @field_validator("keyterms", mode="before")
     @classmethod
@@ -92,8 +112,9 @@ class JobOptions(Options):
     @field_validator("keyterms")
     @classmethod
     def _short(cls, terms: tuple[str, ...]) -> tuple[str, ...]:
-        if len(", ".join(terms)) > MAX_PROMPT_CHARACTERS:
-            raise ValueError(f"at most {MAX_PROMPT_CHARACTERS} characters in all")
+        _check_text("".join(terms))
+        if len(", ".join(terms)) > MAX_KEYTERMS_CHARACTERS:
+            raise ValueError(f"at most {MAX_KEYTERMS_CHARACTERS} characters in all")
         return terms
 
     @property
