@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Match, Router
@@ -33,6 +34,8 @@ CLIENT_ROUTES = [
 """For clients, wherever they come from."""
 OPERATOR_ROUTES = [*system.operator_routes, *worker.routes]
 """For who runs the service, and for orchestrators themselves."""
+_PREFLIGHT_SECONDS = 600
+"""Of what a browser asks before a request it may make others without asking again."""
 
 
 def build_app(service: Service) -> Starlette:
@@ -53,6 +56,7 @@ def build_app(service: Service) -> Starlette:
         routes=[SessionRoute(service, CLIENT_ROUTES), *OPERATOR_ROUTES, *CLIENT_ROUTES],
         middleware=[
             Middleware(Slashes),
+            *cross_origin(service.settings.server.cors_origins),
             Middleware(PromptAnswers, seconds=service.settings.jobs.answer_seconds),
         ],
         lifespan=lifespan,
@@ -62,6 +66,36 @@ def build_app(service: Service) -> Starlette:
     app.router.redirect_slashes = False
     app.state.service = service
     return app
+
+
+def cross_origin(origins: Sequence[str]) -> list[Middleware]:
+    """What lets pages of other origins use the doors of clients."""
+    return [Middleware(ClientsOnly, origins=origins)] if origins else []
+
+
+class ClientsOnly:
+    """CORS for the doors of clients; pages have no business at the others."""
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+        self._app = app
+        self._crossing = CORSMiddleware(
+            app,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+            max_age=_PREFLIGHT_SECONDS,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app if _for_operators(scope) else self._crossing
+        await app(scope, receive, send)
+
+
+def _for_operators(scope: Scope) -> bool:
+    return scope["type"] == "http" and any(
+        route.matches(scope)[0] is not Match.NONE for route in OPERATOR_ROUTES
+    )
 
 
 class Slashes:

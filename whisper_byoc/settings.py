@@ -118,6 +118,16 @@ def _runner_id(text: str) -> str:
     return text
 
 
+def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
+    """As browsers send them. Raises ValueError for what they never send."""
+    for value in values:
+        parts = urlsplit(value)
+        bare = parts.scheme and parts.netloc and parts.path in ("", "/")
+        if value not in ("*", "null") and not (bare and "@" not in value and not parts.query):
+            raise ValueError("should be *, or origins like https://example.com, without a path")
+    return tuple(value.rstrip("/").lower() for value in values)
+
+
 # NoDecode: pydantic-settings would read the variable of a tuple as JSON.
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Secret = Annotated[SecretStr, BeforeValidator(_stripped)]
@@ -130,6 +140,11 @@ class ServerSettings(Group):
     log_level: LogLevel = Field(LogLevel.INFO, description="debug, info, warning or error")
     processor: str = Field(
         "", description="module:Class of a processor to host in place of Whisper"
+    )
+    cors_origins: Annotated[Words, AfterValidator(_origins)] = Field(
+        (),
+        description="origins whose pages may use the doors of clients, with commas between; *"
+        " means all, empty none",
     )
     drain_seconds: float = Field(
         20.0, ge=0, le=600, description="s given to running jobs to flush after SIGTERM"
