@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from whisper_byoc.transcript import (
     MAX_CUE_LINES,
     MAX_CUE_SECONDS,
     MAX_LINE_CHARACTERS,
+    MIN_CUE_SECONDS,
     WRITERS,
     End,
     Endpoint,
@@ -150,7 +152,7 @@ def test_json_tells_of_an_error() -> None:
 def test_srt_numbers_its_cues() -> None:
     assert write(Format.SRT).split("\n\n")[:2] == [
         "1\n00:00:03,100 --> 00:00:04,500\nAsk not tell",
-        "2\n00:00:07,000 --> 00:00:07,500\ngrößer <&>",
+        "2\n00:00:07,000 --> 00:00:07,700\ngrößer <&>",
     ]
 
 
@@ -204,6 +206,71 @@ def test_cues_are_readable_and_lose_nothing(
         assert len(lines) <= MAX_CUE_LINES
         assert " " not in " ".join(lines) or end - start <= MAX_CUE_SECONDS + 0.001
         assert all(len(line) <= MAX_LINE_CHARACTERS or " " not in line for line in lines)
+
+
+def cues_of(events: list[Event]) -> list[tuple[float, float, str]]:
+    """Of SRT: start, end, and the text on one line."""
+    blocks = [block.split("\n") for block in write(Format.SRT, events).split("\n\n") if block]
+    times = [[seconds_of(it) for it in block[1].split(" --> ")] for block in blocks]
+    texts = (" ".join(block[2:]) for block in blocks)
+    return [(start, end, text) for (start, end), text in zip(times, texts, strict=True)]
+
+
+def said(text: str, begin: float, each: float = 0.3, last: float = 0.12) -> Final:
+    """Words of one length, but for the last, which is short."""
+    texts = text.split()
+    ends = [begin + each * (number + 1) for number in range(len(texts))]
+    ends[-1] = ends[-1] - each + last
+    starts = [begin, *ends[:-1]]
+    words = tuple(Word(*it, 0.9) for it in zip(texts, starts, ends, strict=True))
+    return Final(0, round(begin), begin, ends[-1], text, words, "en")
+
+
+LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen it"
+
+
+def test_case_recordings_14_a_short_cue_stays_for_as_long_as_there_is_silence_behind_it() -> None:
+    final = said("Six.", 2.0)
+    assert cues_of([final, Endpoint(1, 2, 4.0)]) == [(2.0, 2.7, "Six.")]
+    assert cues_of([final, End(1, 2.5, EndReason.EOF)]) == [(1.8, 2.5, "Six.")]
+    assert cues_of([final, said("Yes.", 2.6), End(2, 9.0, EndReason.EOF)]) == [
+        (1.9, 2.6, "Six."), (2.6, 3.3, "Yes."),
+    ]  # fmt: skip
+
+
+def test_case_recordings_14_a_last_cue_that_cannot_stay_has_words_of_the_one_before() -> None:
+    final = said(LONG, 1.0)
+    end = final.end
+    first, second = cues_of([final, End(1, end, EndReason.EOF)])
+    assert f"{first[2]} {second[2]}" == LONG
+    assert second[2].endswith("fifteen it")
+    assert second[0] == first[1]
+    assert second[1] - second[0] >= MIN_CUE_SECONDS
+    assert second[1] == pytest.approx(end, abs=0.001)
+
+
+@given(
+    spoken=st.lists(
+        st.tuples(st.text("abc", min_size=1, max_size=12), st.floats(0.25, 0.6)), min_size=3
+    )
+)
+def test_case_recordings_14_cues_of_words_in_speech_are_readable_and_overlap_nowhere(
+    spoken: list[tuple[str, float]],
+) -> None:
+    words, time = [], 0.0
+    for text, duration in spoken:
+        words.append(Word(text, time, time + duration, 1.0))
+        time += duration
+    text = " ".join(text for text, _ in spoken)
+    events: list[Event] = [
+        Final(0, 0, 0.0, time, text, tuple(words), "en"),
+        End(1, time, EndReason.EOF),
+    ]
+    cues = cues_of(events)
+    assert " ".join(cue[2] for cue in cues) == text
+    assert all(end - start >= MIN_CUE_SECONDS - 0.002 for start, end, _ in cues)
+    assert all(before[1] <= after[0] for before, after in pairwise(cues))
+    assert cues[-1][1] <= time + 0.001
 
 
 def seconds_of(time: str) -> float:

@@ -13,6 +13,7 @@ from whisper_byoc.errors import InvalidOption
 
 # What broadcasters allow a subtitle, so that it can be read in time.
 MAX_CUE_SECONDS = 7.0
+MIN_CUE_SECONDS = 0.7
 MAX_LINE_CHARACTERS = 42
 MAX_CUE_LINES = 2
 
@@ -380,51 +381,125 @@ class JsonWriter(Writer):
 @dataclass(slots=True)
 class Cue:
     """One subtitle, in the making: at most two lines of 42 characters, at most 7 s, unless one word
-    is longer. Seconds."""
+    is longer. start, end: when it is shown, in seconds; a short one longer than its words."""
 
+    words: list[Word]
+    language: str
     start: float
     end: float
-    lines: list[str]
 
-    def take(self, word: Word, language: str) -> bool:
+    @classmethod
+    def of(cls, word: Word, language: str) -> "Cue":
+        return cls([word], language, word.start, word.end)
+
+    @property
+    def lines(self) -> list[str]:
+        return _wrapped(self.words, self.language)
+
+    @property
+    def is_readable(self) -> bool:
+        return self.end - self.start >= MIN_CUE_SECONDS
+
+    def take(self, word: Word) -> bool:
         """Put a word behind the others, if there is room for it."""
-        longer = join_words((self.lines[-1], word.text), language)
-        if word.end - self.start > MAX_CUE_SECONDS:
+        fits = len(_wrapped([*self.words, word], self.language)) <= MAX_CUE_LINES
+        if not fits or word.end - self.start > MAX_CUE_SECONDS:
             return False
-        if len(longer) <= MAX_LINE_CHARACTERS:
-            self.lines[-1] = longer
-        elif len(self.lines) < MAX_CUE_LINES:
-            self.lines.append(word.text)
-        else:
-            return False
+        self.words.append(word)
         self.end = word.end
         return True
 
+    def take_from(self, before: "Cue") -> bool:
+        """Take the last word of the cue before this one, if both can do with that."""
+        *kept, word = before.words
+        fits = len(_wrapped([word, *self.words], self.language)) <= MAX_CUE_LINES
+        if not kept or not fits or kept[-1].end - before.start < MIN_CUE_SECONDS:
+            return False
+        before.words, before.end = kept, kept[-1].end
+        self.words, self.start = [word, *self.words], word.start
+        return True
+
+    def linger(self, earliest: float, latest: float) -> None:
+        """Have a cue that is too short shown longer: behind its words, else before them, within
+        these times."""
+        if not self.is_readable:
+            self.end = max(self.end, min(self.start + MIN_CUE_SECONDS, latest))
+        if not self.is_readable:
+            self.start = min(self.start, max(self.end - MIN_CUE_SECONDS, earliest))
+
+
+def _wrapped(words: Iterable[Word], language: str) -> list[str]:
+    """Lines that are not too long, unless a word is."""
+    lines: list[str] = []
+    for word in words:
+        longer = join_words((lines[-1], word.text), language) if lines else ""
+        if lines and len(longer) <= MAX_LINE_CHARACTERS:
+            lines[-1] = longer
+        else:
+            lines.append(word.text)
+    return lines
+
 
 class _CueWriter(Writer):
-    """Writes a cue when it is full or its utterance is over, whatever finals its words came in."""
+    """Writes a cue when it is full or its utterance is over, whatever finals its words came in; a
+    full one waits until the next can be read, or the last words of an utterance would flash by."""
 
     _cue: Cue | None = None
+    _before: Cue | None = None
+    """The full one before it, of the same utterance."""
     _utterance: int | None = None
+    _written = 0.0
+    """When the last one that was written is over."""
 
     def write(self, event: Event) -> str:
         written = ""
         match event:
             case Final():
                 if event.utterance != self._utterance:
-                    written = self._close()
+                    written = self._close(event.start)
                 self._utterance = event.utterance
                 for word in event.words:
-                    if self._cue is None or not self._cue.take(word, event.language):
-                        written += self._close()
-                        self._cue = Cue(word.start, word.end, [word.text])
-            case Endpoint() | Failure() | End():
-                written = self._close()
+                    written += self._take(word, event.language)
+            case Endpoint():
+                written = self._close(event.time)
+            case End():
+                written = self._close(event.audio_seconds)
         return written
 
-    def _close(self) -> str:
-        cue, self._cue = self._cue, None
-        return "" if cue is None else self._text(cue)
+    def _take(self, word: Word, language: str) -> str:
+        if self._cue is None:
+            self._cue = Cue.of(word, language)
+            return ""
+        if self._cue.take(word):
+            return self._write_before() if self._cue.is_readable else ""
+        written = self._settle(word.start)
+        self._before, self._cue = self._cue, Cue.of(word, language)
+        return written
+
+    def _close(self, latest: float) -> str:
+        if self._cue is None:
+            return ""
+        written = self._settle(latest)
+        self._before, self._cue = self._cue, None
+        return written + self._write_before()
+
+    def _settle(self, latest: float) -> str:
+        """Make the cue readable, before this time, and write the one before it."""
+        cue, before = self._cue, self._before
+        assert cue is not None
+        cue.linger(cue.start, latest)
+        while before is not None and not cue.is_readable and cue.take_from(before):
+            pass
+        written = self._write_before()
+        cue.linger(self._written, latest)
+        return written
+
+    def _write_before(self) -> str:
+        cue, self._before = self._before, None
+        if cue is None:
+            return ""
+        self._written = cue.end
+        return self._text(cue)
 
     @abstractmethod
     def _text(self, cue: Cue) -> str: ...
