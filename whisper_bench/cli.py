@@ -20,6 +20,7 @@ from whisper_bench.offline import DECODE_SECONDS, make_ctranslate2, measure, par
 from whisper_bench.peers import OURS, PEERS, SERVER
 from whisper_bench.setup import MODEL, ROOT, Setup
 from whisper_bench.terminal import tell
+from whisper_bench.word_times import run_word_times, show_word_times
 from whisper_byoc.errors import ServiceError
 from whisper_byoc.settings import num_cores
 from whisper_byoc.weights.accepting import find_weights
@@ -219,6 +220,30 @@ def endings(
         report = about(figures.pop("seconds")) | figures
     if not only_json:
         show_endings(report)
+    print(json.dumps(report))
+
+
+@main.command()
+@manifest_option
+@filter_option
+@url_option
+@json_option
+@models_option
+def words(
+    manifest: Path, prefixes: tuple[str, ...], url: str, only_json: bool, models_dir: Path
+) -> None:
+    """When words were spoken, against a forced alignment.
+
+    Of every file with a .words.tsv beside it (start, end, word): as a whole file through OpenAI's
+    door, and live in stream time. The last line printed is a JSON object.
+    """
+    with exiting():
+        recordings, setup = read_for_streams(manifest, prefixes, models_dir, url)
+        runs = run_word_times(recordings, manifest.parent, setup)
+        report = {"machine": machine(num_cores()), "versions": versions(), "model": MODEL}
+        report |= {"runs": runs}
+    if not only_json:
+        show_word_times(report)
     print(json.dumps(report))
 
 

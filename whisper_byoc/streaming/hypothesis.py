@@ -32,6 +32,8 @@ AFTER_WORD_END = 0.1
 average, p5 -0.06 s, p95 +0.22 s."""
 WORD_END_MARGIN = 0.3
 """Seconds by which the times of words may be wrong."""
+MIN_WORD_SECONDS = 0.06
+"""Of a word in the stream; the shortest in speech, as "a", have about as much."""
 _BEFORE_SPEECH, _AFTER_SPEECH = 0.06, 0.1
 """Seconds that a word may have outside the frames of speech between its times."""
 _EARLIEST_CUT = 0.4
@@ -70,7 +72,8 @@ def place_words(
 
     offset, not_before, not_after: in seconds of the stream. voiced: first samples in the stream of
     the frames that hold speech, in order. They are needed since attention gives the silence around
-    a word to the word: the first word of a window would begin with its pre-roll.
+    a word to the word: the first word of a window would begin with its pre-roll. Every word lasts:
+    attention may put several into one moment.
     """
     placed: list[Word] = []
     earliest = not_before
@@ -80,7 +83,24 @@ def place_words(
         end = min(max(end, start), not_after)
         placed.append(Word(word.text, start, end, word.probability))
         earliest = end
-    return tuple(placed)
+    return _lasting(placed, not_before, not_after)
+
+
+def _lasting(words: Sequence[Word], not_before: float, not_after: float) -> tuple[Word, ...]:
+    """Words in order within the limits, none shorter than MIN_WORD_SECONDS, or than its share where
+    there is no room: those behind a short one begin later, and before the end earlier."""
+    shortest = min(MIN_WORD_SECONDS, (not_after - not_before) / max(1, len(words)))
+    starts: list[float] = []
+    ends: list[float] = []
+    for word in words:
+        starts.append(max(word.start, ends[-1] if ends else not_before))
+        ends.append(max(word.end, starts[-1] + shortest))
+    latest = not_after
+    for place in reversed(range(len(words))):
+        ends[place] = min(ends[place], latest)
+        starts[place] = latest = min(starts[place], ends[place] - shortest)
+    times = zip(words, starts, ends, strict=True)
+    return tuple(Word(word.text, start, end, word.probability) for word, start, end in times)
 
 
 def _within_speech(start: float, end: float, voiced: Sequence[int]) -> tuple[float, float]:
