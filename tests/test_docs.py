@@ -15,6 +15,10 @@ PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
 API = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
 WIRE = (REPOSITORY / "docs" / "wire.md").read_text(encoding="utf-8")
 NUM_CASES = 123
+RUNNER_WIRE = (REPOSITORY / "docs" / "live-runner.md").read_text(encoding="utf-8")
+NUM_RUNNER_CASES = 42
+NOT_RUN = {42}
+"""For want of an orchestrator's binary."""
 
 
 def test_the_table_of_settings_is_up_to_date() -> None:
@@ -67,3 +71,12 @@ def test_every_case_of_the_wire_has_a_test() -> None:
     tests = (path.read_text(encoding="utf-8") for path in REPOSITORY.glob("tests/**/test_*.py"))
     numbers = {int(it) for text in tests for it in re.findall(r"def test_case_(\d{3})_", text)}
     assert set(range(1, NUM_CASES + 1)) <= numbers
+
+
+def test_every_case_of_the_live_runner_is_listed_once_and_has_a_test() -> None:
+    numbers = [int(it) for it in re.findall(r"^\| R(\d+) \|", RUNNER_WIRE, re.MULTILINE)]
+    assert numbers == list(range(1, NUM_RUNNER_CASES + 1))
+    tests = (path.read_text(encoding="utf-8") for path in REPOSITORY.glob("tests/**/test_*.py"))
+    names = " ".join(it for text in tests for it in re.findall(r"def test_case_(r\d\d\w*)", text))
+    found = {int(it) for it in re.findall(r"(?:^|[_ ])r(\d\d)(?=_)", names)}
+    assert found == set(numbers) - NOT_RUN

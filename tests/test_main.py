@@ -139,6 +139,10 @@ HOSTING = ("serve", "--host", "127.0.0.1", "--port", "0", "--processor")
 PROCESSOR = "examples.passthrough:Passthrough"
 
 
+def test_a_socket_is_not_closed_because_its_pong_waits_behind_its_audio() -> None:
+    assert config_of(Service(Settings(), processor=Passthrough())).ws_ping_timeout is None
+
+
 async def test_case_r36_an_idle_connection_is_kept() -> None:
     """Longer than uvicorn's own 5 s; that it is long enough is in the configuration."""
     assert config_of(Service(Settings(), processor=Passthrough())).timeout_keep_alive >= 95

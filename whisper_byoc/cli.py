@@ -109,13 +109,16 @@ def serve(host: str | None, port: int | None, processor: str | None) -> None:
 
 
 def config_of(service: Service) -> uvicorn.Config:
-    """At DEBUG uvicorn would log the headers of WebSockets, tokens of sessions among them."""
+    """At DEBUG uvicorn would log the headers of WebSockets, tokens of sessions among them. And it
+    would close one whose pong waits behind audio that the job has no room for yet: who is gone is
+    found by the job's idle limit."""
     return uvicorn.Config(
         build_app(service),
         log_config=None,
         log_level=max(logging.INFO, logging.getLogger().level),
         access_log=False,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        ws_ping_timeout=None,
         timeout_graceful_shutdown=_CLOSE_SECONDS,
     )
 

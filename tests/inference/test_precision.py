@@ -5,7 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from tests.scripted import ScriptedModel
+from whisper_byoc.inference.engine import Engine
 from whisper_byoc.inference.precision import Branch, choose_branch, runs_here
 
 CHOOSE = "from whisper_byoc.inference.precision import choose_branch; print(choose_branch('cpu'))"
@@ -41,3 +44,19 @@ def test_threads_that_wait_spin_for_a_short_time(given: dict[str, str], used: st
     others = {name: value for name, value in os.environ.items() if name not in named}
     printed = subprocess.check_output([sys.executable, "-c", code], env=others | given, text=True)
     assert printed.strip() == used
+
+
+def test_a_cpu_is_no_gpu_to_an_orchestrator() -> None:
+    assert Engine([ScriptedModel()]).gpu is None
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_told_by_its_name_and_its_memory() -> None:
+    model = ScriptedModel()
+    model.device = "cuda"
+    gpu = Engine([model]).gpu
+    assert gpu is not None
+    assert gpu["id"] == str(torch.cuda.current_device())
+    assert gpu["name"]
+    assert int(str(gpu["vram_mb"])) > 1000
