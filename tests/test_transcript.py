@@ -22,6 +22,7 @@ from whisper_byoc.transcript import (
     Final,
     Format,
     Partial,
+    SegmentDetail,
     Word,
     choose_format,
     clock,
@@ -91,6 +92,15 @@ def test_an_event_can_be_read_from_its_document(event: Event) -> None:
 def test_what_is_no_event_is_refused(document: dict[str, Any]) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
         event_of(document)
+
+
+def test_how_a_passage_was_decoded_is_in_no_event_that_is_written() -> None:
+    detail = SegmentDetail(0, (1, 2), 0.0, -0.2, 1.1, 0.01)
+    told = Final(1, 0, 3.1, 3.7, "Ask not", ASK, "en", detail)
+    assert event_document(told) == event_document(EVENTS[1])
+    assert event_of({**event_document(told), "detail": {"seek": 0}}) == event_of(
+        event_document(EVENTS[1])
+    )
 
 
 def test_times_are_rounded_to_milliseconds() -> None:

@@ -57,9 +57,28 @@ class Partial:
 
 
 @dataclass(frozen=True, slots=True)
+class SegmentDetail:
+    """How a passage of a recording was decoded, as in Whisper's own segments.
+
+    seek: where its window begins, in frames of 10 ms of the recording. tokens: ids of the weights'
+    vocabulary. temperature: at which they were drawn, 0 for the most probable. avg_logprob: mean
+    log-probability of the tokens. compression_ratio: text bytes over deflated bytes.
+    no_speech_prob: of Whisper's no-speech token, 0..1.
+    """
+
+    seek: int
+    tokens: tuple[int, ...]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+
+
+@dataclass(frozen=True, slots=True)
 class Final:
     """Words that never change: the transcript is all finals, one behind the other. start, end:
-    seconds of the stream."""
+    seconds of the stream. detail: of a passage that was decoded whole, where its decoder tells;
+    no event that is written has it."""
 
     type: ClassVar[str] = "final"
     seq: int
@@ -69,6 +88,7 @@ class Final:
     text: str
     words: tuple[Word, ...]
     language: str
+    detail: SegmentDetail | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +156,11 @@ Event = Partial | Final | Endpoint | End | Failure | Payload
 def event_document(event: Event, *, words: bool = True) -> dict[str, Any]:
     """The JSON object of an event, the same for NDJSON, SSE and data channels; words: whether a
     final event brings its words one by one. Seconds are rounded to milliseconds."""
-    document = {"type": event.type} | {name: getattr(event, name) for name in event.__slots__}
+    document: dict[str, Any] = {"type": event.type} | {
+        name: getattr(event, name) for name in event.__slots__
+    }
     if isinstance(event, Final):
+        del document["detail"]
         document["words"] = [word_document(word) for word in event.words]
         if not words:
             del document["words"]
@@ -156,6 +179,7 @@ def event_of(document: Mapping[str, Any]) -> Event:
     kind = _WRITTEN[document["type"]]
     values = {name: document[name] for name in kind.__slots__ if name in document}
     if kind is Final:
+        values.pop("detail", None)
         words = (dict(word) for word in document.get("words", ()))
         values["words"] = tuple(Word(word.pop("word"), **word) for word in words)
     if kind is End:
