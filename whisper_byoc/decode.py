@@ -92,11 +92,13 @@ class Evidence:
     attended: where in the audio the decoder looked latest, in seconds from the start of the window.
     tail_mass: the largest share of a token's attention that was behind the end of the audio.
     probability: the lowest of a token.
+    num_tokens: of the word, punctuation included; 0 where nobody has counted.
     """
 
     attended: float
     tail_mass: float
     probability: float
+    num_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
