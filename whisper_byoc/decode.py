@@ -27,6 +27,15 @@ class Task(StrEnum):
     TRANSLATE = "translate"
 
 
+class Effort(StrEnum):
+    """How much is computed to find a window's words."""
+
+    QUICK = "quick"
+    """One text, of the most probable token each time."""
+    THOROUGH = "thorough"
+    """Several texts, of which the one with the least expected word errors is chosen."""
+
+
 class Rung(StrEnum):
     """Which attempt at a window gave a hypothesis, from the first to the last."""
 
@@ -62,6 +71,7 @@ class DecodeRequest:
     forced: words that the text is made to begin with; the hypothesis holds those behind them.
     draft: words that may come behind those, say of the last hypothesis. They are tried in one pass,
     so a good draft makes decoding cheaper; it never changes the words.
+    effort: how much is computed. A thorough decode has no use for a draft.
     """
 
     samples: NDArray[np.float32]
@@ -72,6 +82,7 @@ class DecodeRequest:
     retry: bool = True
     forced: str = ""
     draft: str = ""
+    effort: Effort = Effort.QUICK
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +92,13 @@ class Evidence:
     attended: where in the audio the decoder looked latest, in seconds from the start of the window.
     tail_mass: the largest share of a token's attention that was behind the end of the audio.
     probability: the lowest of a token.
+    num_tokens: of the word, punctuation included; 0 where nobody has counted.
     """
 
     attended: float
     tail_mass: float
     probability: float
+    num_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +108,7 @@ class Hypothesis:
     language: of the text; a translation is English.
     words: in order, times in seconds from the start of the window.
     evidence: of each of the words; empty from engines that cannot tell.
+    tokens: of the text, in Whisper's vocabulary. temperature: they were chosen at.
     avg_logprob: mean log-probability of the tokens, end-of-text included.
     no_speech_prob: probability of Whisper's no-speech token.
     compression_ratio: text bytes over deflated bytes; above 2.4 Whisper calls it a loop.
@@ -110,3 +124,5 @@ class Hypothesis:
     rung: Rung = Rung.FIRST
     trip: Trip | None = None
     evidence: tuple[Evidence, ...] = ()
+    tokens: tuple[int, ...] = ()
+    temperature: float = 0.0

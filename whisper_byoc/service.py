@@ -19,8 +19,9 @@ from whisper_byoc.inference.engine import Engine, open_engine
 from whisper_byoc.inference.voice import open_voice_activity
 from whisper_byoc.jobs.jobs import JobKind, Jobs
 from whisper_byoc.jobs.processing import Host, Processings, Processor
+from whisper_byoc.jobs.shared import Inference
 from whisper_byoc.jobs.sources import Sources
-from whisper_byoc.jobs.transcription import Inference, Transcriptions
+from whisper_byoc.jobs.transcription import Transcriptions
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.orchestrator.entry import Identity
 from whisper_byoc.orchestrator.registration import Registration
@@ -202,7 +203,7 @@ class Service:
             engine = await stack.enter_async_context(self._open_engine(self.settings.model))
             await engine.warm_up()
             inference = Inference(engine, voice, self.metrics)
-            kind = Transcriptions(inference, self.settings.streaming)
+            kind = Transcriptions(inference, self.settings)
         jobs = Jobs(kind, self.settings, self.metrics)
         await stack.enter_async_context(jobs.serve())
         await stack.enter_async_context(self.runner_sessions.serve(jobs.end_session))

@@ -31,6 +31,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from whisper_byoc.decode import Effort
 from whisper_byoc.errors import ConfigurationError
 
 
@@ -190,6 +191,13 @@ class StreamingSettings(Group):
     )
     max_utterance: MaxUtterance = Field(
         24.0, description="s of speech without a pause before it is cut"
+    )
+
+
+class RecordingSettings(Group):
+    effort: Effort = Field(
+        Effort.THOROUGH,
+        description="what is computed for a recording that names no effort: quick, or thorough",
     )
 
 
@@ -465,6 +473,7 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     model: ModelSettings = ModelSettings()
     streaming: StreamingSettings = StreamingSettings()
+    recordings: RecordingSettings = RecordingSettings()
     jobs: JobSettings = JobSettings()
     orchestrator: OrchestratorSettings = OrchestratorSettings()
     capability: CapabilitySettings = CapabilitySettings()

@@ -162,8 +162,8 @@ def silence(seconds: float) -> NDArray[np.float32]:
 
 
 def twice(sentence: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Two utterances."""
-    return np.concatenate([sentence, silence(2), sentence])
+    """Two utterances, and so far apart that each has a window of its own."""
+    return np.concatenate([sentence, silence(5), sentence])
 
 
 def form(
@@ -572,7 +572,7 @@ async def test_case_094_events_come_while_the_body_still_goes(
     read_some = asyncio.Event()
 
     async def body() -> AsyncIterator[bytes]:
-        yield pcm(np.concatenate([sentence, silence(2)]))
+        yield pcm(np.concatenate([sentence, silence(8)]))
         await read_some.wait()
         yield pcm(sentence)
 
@@ -652,7 +652,7 @@ async def test_case_096_a_failure_in_the_middle_is_an_event_before_done(
     first = asyncio.Event()
 
     async def body() -> AsyncIterator[bytes]:
-        yield pcm(np.concatenate([sentence, silence(2)]))
+        yield pcm(np.concatenate([sentence, silence(8)]))
         await first.wait()
         yield pcm(sentence)
 
@@ -679,7 +679,7 @@ async def test_case_096_a_failure_in_the_middle_is_an_event_before_done(
 async def test_case_096_a_body_that_grows_too_large_in_the_middle_is_an_event_before_done(
     path: str, sentence: NDArray[np.float32]
 ) -> None:
-    begin = pcm(np.concatenate([sentence, silence(2)]))
+    begin = pcm(np.concatenate([sentence, silence(8)]))
     first = asyncio.Event()
 
     async def body() -> AsyncIterator[bytes]:
@@ -706,6 +706,7 @@ async def test_case_097_a_client_that_vanishes_leaves_its_place(
 ) -> None:
     audio = pcm(twice(sentence))
     model = ScriptedModel()
+    model.max_batch = 1
 
     def answer(request: DecodeRequest) -> Any:
         if wanted == "stream=true":
@@ -839,7 +840,7 @@ async def test_a_shutdown_within_a_body_is_no_transcript(sentence: NDArray[np.fl
     held = asyncio.Event()
 
     async def body() -> AsyncIterator[bytes]:
-        yield pcm(np.concatenate([sentence, silence(2)]))
+        yield pcm(np.concatenate([sentence, silence(8)]))
         await held.wait()
 
     async with open_client() as client, asyncio.TaskGroup() as group:

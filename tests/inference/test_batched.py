@@ -11,6 +11,7 @@ import pytest
 import torch
 import whisper
 from numpy.typing import NDArray
+from whisper.tokenizer import get_tokenizer
 
 from tests.conftest import MODELS, Speak
 from whisper_bench.files import read_audio
@@ -284,6 +285,15 @@ def test_the_evidence_of_a_word_tells_where_it_was_heard(
             assert 0 <= seen.tail_mass <= 1
             assert 0 < seen.probability <= word.probability + 1e-6
         assert answer.evidence[-1].attended <= len(clip) / 16_000 + 0.02
+
+
+def test_a_hypothesis_has_its_tokens_and_temperature(
+    fast: BatchedModel, clips: list[NDArray[np.float32]]
+) -> None:
+    (answer,) = decoded(fast, request(clips[0]))
+    tokenizer = get_tokenizer(multilingual=False)
+    assert tokenizer.decode(list(answer.tokens)).strip() == answer.text
+    assert answer.temperature == 0
 
 
 class FailingNetwork:

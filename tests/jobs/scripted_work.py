@@ -132,7 +132,7 @@ class ScriptedKind:
         if self.problem is not None:
             raise self.problem
 
-    def make(self, options: Options, owner: Owner) -> ScriptedWork:
+    def make(self, options: Options, owner: Owner, *, recording: bool = False) -> ScriptedWork:
         self.works.append(ScriptedWork(options, owner))
         return self.works[-1]
 

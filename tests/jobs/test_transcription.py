@@ -16,7 +16,8 @@ from whisper_byoc.inference.voice import open_voice_activity
 from whisper_byoc.jobs.job import Job
 from whisper_byoc.jobs.jobs import Jobs
 from whisper_byoc.jobs.options import JobOptions
-from whisper_byoc.jobs.transcription import Inference, Transcriptions
+from whisper_byoc.jobs.shared import Inference
+from whisper_byoc.jobs.transcription import Transcriptions
 from whisper_byoc.jobs.work import Chunks
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.settings import ModelSettings, Settings
@@ -41,7 +42,7 @@ async def jobs() -> AsyncIterator[Jobs]:
         open_voice_activity() as voice,
     ):
         inference = Inference(engine, voice, metrics, live_slack_seconds=3600)
-        jobs = Jobs(Transcriptions(inference, settings.streaming), settings, metrics)
+        jobs = Jobs(Transcriptions(inference, settings), settings, metrics)
         async with jobs.serve():
             yield jobs
 

@@ -1,5 +1,5 @@
 """Registration with a Live Runner orchestrator, in node's dialect and in go-livepeer's. Cases are
-numbered as in docs/wire.md."""
+numbered as in docs/live-runner.md."""
 
 import asyncio
 import itertools
@@ -414,6 +414,19 @@ async def test_case_116_both_interfaces_of_one_worker() -> None:
             assert it.registry.runners, "its sessions would be cut"
             await registration.withdraw()
             assert not it.registry.runners
+
+
+async def test_leaving_byoc_is_tried_once(log: Log) -> None:
+    async with (
+        serve_registry(secret="secret") as byoc,
+        registering(settings_for(byoc.url, interfaces="byoc")) as (registration, _),
+    ):
+        await log.until("registered capability")
+        byoc.next_answers["/capability/unregister"] = [500, 500]
+        await registration.drain()
+        await registration.withdraw()
+        assert len(byoc.to("/capability/unregister")) == 1
+    assert sum("may still be registered" in text for text in log.at(logging.WARNING)) == 1
 
 
 async def test_a_capability_is_registered_at_once_where_a_channel_is_lost() -> None:

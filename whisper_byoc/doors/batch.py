@@ -157,7 +157,7 @@ class Exchange:
         connection, which tells at once when the sender has gone."""
         jobs = self._service.jobs
         key = requests.job_key(self._request, f"batch-{secrets.token_hex(8)}")
-        job = jobs.open(key, options, attended=True)
+        job = jobs.open(key, options, attended=True, recording=True)
         try:
             yield job
         finally:

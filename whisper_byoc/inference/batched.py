@@ -53,6 +53,7 @@ class _Attempt:
     tokenizer: Tokenizer
     window: EncodedWindow
     decoded: Decoded = field(default_factory=Decoded)
+    temperature: float = 0.0
 
     @property
     def language(self) -> str:
@@ -171,7 +172,10 @@ class BatchedModel:
         windows = [attempt.window for attempt in encoded]
         with self._timed("network"):
             decoded = decode_all(self._network, self._rules, windows, temperature)
-        return [replace(one, decoded=it) for one, it in zip(encoded, decoded, strict=True)]
+        return [
+            replace(one, decoded=it, temperature=temperature)
+            for one, it in zip(encoded, decoded, strict=True)
+        ]
 
     def _encode(self, request: DecodeRequest, full_padding: bool) -> _Attempt:
         seconds = len(request.samples) / SAMPLE_RATE
@@ -255,6 +259,8 @@ def _hypothesis(attempt: _Attempt, rung: Rung, trip: Trip | None) -> Hypothesis:
         compression_ratio=attempt.compression_ratio,
         rung=rung,
         trip=trip,
+        tokens=tuple(decoded.tokens),
+        temperature=attempt.temperature,
     )
 
 

@@ -45,7 +45,8 @@ def words_of(
     if spaced:
         pieces = whole_words(pieces, continued=window.num_forced > 0)
     words = (Word(it.word.strip(), it.start, it.end, it.probability) for it in pieces)
-    return tuple(words), tuple(piece.evidence for piece in pieces)
+    evidence = (replace(it.evidence, num_tokens=len(it.tokens)) for it in pieces)
+    return tuple(words), tuple(evidence)
 
 
 def _pieces(
@@ -100,6 +101,7 @@ def _joined(a: Piece, b: Piece) -> Piece:
     return replace(
         a,
         word=a.word.strip() + b.word.strip(),
+        tokens=a.tokens + b.tokens,
         end=b.end,
         probability=min(a.probability, b.probability),
         evidence=Evidence(

@@ -37,8 +37,9 @@ class JobKind(Protocol):
     def check(self, options: Options) -> None:
         """Raises InvalidOption for what this service cannot do."""
 
-    def make(self, options: Options, owner: Owner) -> Work:
-        """The work of a new job. owner: the job, for its work."""
+    def make(self, options: Options, owner: Owner, *, recording: bool = False) -> Work:
+        """The work of a new job. owner: the job, for its work. recording: its one body is a whole
+        recording."""
 
 
 class Jobs:
@@ -103,10 +104,17 @@ class Jobs:
         return self.get(key)
 
     def open(
-        self, key: JobKey, options: Options, *, again: bool = False, attended: bool = False
+        self,
+        key: JobKey,
+        options: Options,
+        *,
+        again: bool = False,
+        attended: bool = False,
+        recording: bool = False,
     ) -> Job:
         """The running job of this key, or a new one. again: an ended job of this key is replaced
         rather than refused. attended: the job has no idle limit, since whoever opens it ends it.
+        recording: its one body is a whole recording, and not what comes of a live stream.
 
         Raises JobEnded, and for a new one Draining, TooManyJobs and InvalidOption.
         """
@@ -119,7 +127,7 @@ class Jobs:
         self._ended.pop(key, None)
         job = Job(
             key,
-            partial(self.kind.make, options),
+            partial(self.kind.make, options, recording=recording),
             self._settings.jobs,
             self._metrics,
             None if attended else self._settings.jobs.idle_seconds,

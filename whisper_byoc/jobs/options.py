@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from whisper_byoc.decode import Task
+from whisper_byoc.decode import Effort, Task
 from whisper_byoc.errors import InvalidOption
 from whisper_byoc.languages import code_of
 from whisper_byoc.settings import (
@@ -66,8 +66,9 @@ class JobOptions(Options):
     language: Whisper's code, made of code, name or tag; None detects it. prompt: text that the
     decoder is told came before, of which the end counts.
     keyterms: names and terms that the decoder is told to expect. words: whether final events bring
-    every word with its times and probability. The others take the place of those of the service's
-    `StreamingSettings` of the same name, unless they are None.
+    every word with its times and probability. effort: of a recording, the
+    service's for None; a live stream's is quick. The others take the place of those of the
+    service's `StreamingSettings` of the same name, unless they are None.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,6 +82,7 @@ class JobOptions(Options):
     endpoint_silence: EndpointSilence | None = None
     partial_interval: PartialInterval | None = None
     max_utterance: MaxUtterance | None = None
+    effort: Effort | None = None
 
     @field_validator("language", mode="before")
     @classmethod

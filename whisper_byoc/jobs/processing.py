@@ -122,7 +122,7 @@ class Processings:
     def check(self, options: Options) -> None:
         """Takes any options: it is the processor that may refuse some."""
 
-    def make(self, options: Options, owner: Owner) -> "Processing":
+    def make(self, options: Options, owner: Owner, *, recording: bool = False) -> "Processing":
         return Processing(options, owner, self._host, self._max_bytes)
 
 

@@ -1,30 +1,28 @@
-"""The work that turns audio into words: it carries samples and windows between the parts that
-decide, the transcriber of its stream, and those that compute, which all streams share."""
+"""The work that turns a live stream into words: it carries samples and windows between the parts
+that decide, the transcriber of its stream, and those that compute, which all streams share. And the
+kind of job that has such works."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from whisper_byoc.audio.formats import SAMPLE_RATE, AudioFormat, Gap
-from whisper_byoc.audio.pcm import RawStream
-from whisper_byoc.audio.segments import SegmentJoiner
-from whisper_byoc.audio.source import open_source
+from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import FRAME_SAMPLES, DecodeRequest, Task
-from whisper_byoc.errors import InvalidOption, ServiceError, bare_errors
-from whisper_byoc.inference.engine import Engine
-from whisper_byoc.inference.voice import VoiceActivity, VoiceState
+from whisper_byoc.errors import InvalidOption, ServiceError
+from whisper_byoc.inference.voice import VoiceState
+from whisper_byoc.jobs.audio_work import AudioWork, own_options
 from whisper_byoc.jobs.options import JobOptions, Options
-from whisper_byoc.jobs.work import Body, Chunks, Owner
-from whisper_byoc.metrics import Metrics
-from whisper_byoc.settings import StreamingSettings
+from whisper_byoc.jobs.recordings import RecordingWork
+from whisper_byoc.jobs.shared import Inference
+from whisper_byoc.jobs.work import Owner, Work
+from whisper_byoc.settings import Settings, StreamingSettings
 from whisper_byoc.streaming.frames import FrameBlocks
 from whisper_byoc.streaming.transcriber import MAX_BLOCK_SAMPLES, Transcriber
 from whisper_byoc.streaming.utterance import Purpose, Window
-from whisper_byoc.transcript import CONTENT_TYPES, WRITERS, EndReason, Final, Format, Writer
+from whisper_byoc.transcript import EndReason, Final
 
 _MAX_SILENCE = 10 * SAMPLE_RATE
 """Samples of a gap that are heard as silence. A longer one ends the utterance before it."""
@@ -32,24 +30,11 @@ _LAST_SILENCE = SAMPLE_RATE
 """Samples of silence that are heard of a longer gap."""
 
 
-@dataclass(frozen=True, slots=True)
-class Inference:
-    """What all transcriptions share.
-
-    live_slack_seconds: a stream is live while it has brought no more audio than the time since its
-    start and this; what comes faster is a file, for which nobody waits word by word.
-    """
-
-    engine: Engine
-    voice: VoiceActivity
-    metrics: Metrics
-    live_slack_seconds: float = 1.0
-
-
 class Transcriptions:
-    """The kind of job whose work is a `Transcription`; what a service without a processor has."""
+    """The kind of job that makes words of audio, of live streams and of recordings; what a service
+    without a processor has."""
 
-    def __init__(self, inference: Inference, settings: StreamingSettings) -> None:
+    def __init__(self, inference: Inference, settings: Settings) -> None:
         self._inference = inference
         self._settings = settings
 
@@ -58,49 +43,42 @@ class Transcriptions:
         return list(self._inference.engine.models)
 
     def model_for(self, options: Options) -> str:
-        return self._inference.engine.model_for(_own(options).language).name
+        return self._inference.engine.model_for(own_options(options).language).name
 
     def options(self) -> Options:
         return JobOptions()
 
     def check(self, options: Options) -> None:
         """Raises InvalidOption for what the loaded models cannot do."""
-        own = _own(options)
+        own = own_options(options)
         model = self._inference.engine.model_for(own.language)
         if own.task is Task.TRANSLATE and model.languages == {"en"}:
             expected = f"transcribe, since {model.name} is English only"
             raise InvalidOption("task", "translate", expected)
 
-    def make(self, options: Options, owner: Owner) -> "Transcription":
-        return Transcription(_own(options), owner, self._inference, self._settings)
+    def make(self, options: Options, owner: Owner, *, recording: bool = False) -> Work:
+        own, settings = own_options(options), self._settings
+        if recording:
+            return RecordingWork(own, owner, self._inference, settings.recordings)
+        return Transcription(own, owner, self._inference, settings.streaming)
 
 
-def _own(options: Options) -> JobOptions:
-    assert isinstance(options, JobOptions)
-    return options
-
-
-class Transcription:
-    """The work of one job. `run` decodes windows in the job's task; `receive` takes audio in the
-    task of the request that brings it.
+class Transcription(AudioWork):
+    """The work of one live stream. `run` decodes windows in the job's task; `receive` takes audio
+    in the task of the request that brings it.
 
     Audio waits in the transcriber: one window of 30 s and four closed utterances at most. While
     that is full the body is not read further, so the sender waits.
     """
 
-    relays_input = True
-    max_body_bytes = None
-
     def __init__(
         self, options: JobOptions, owner: Owner, inference: Inference, settings: StreamingSettings
     ) -> None:
-        self.options = options
-        self._owner = owner
+        super().__init__(options, owner)
         self._inference = inference
         self._settings = settings
         self._transcriber = Transcriber(options.streaming(settings))
         self._voice_state = VoiceState()
-        self._raw = RawStream()
         self._frames = FrameBlocks(MAX_BLOCK_SAMPLES // FRAME_SAMPLES)
         self._heard = asyncio.Event()
         """Set when there may be a window or an event, which `run` waits for."""
@@ -139,12 +117,9 @@ class Transcription:
             "words": self._num_words,
         }
 
-    def writer(self, output: Format) -> tuple[str, Writer]:
-        return CONTENT_TYPES[output], WRITERS[output](words=self.options.words)
-
     def change(self, options: Options) -> None:
         """Go on by other options, from the next decode."""
-        self.options = _own(options)
+        super().change(options)
         self._transcriber.receive_settings(self.options.streaming(self._settings))
         self._heard.set()
 
@@ -158,33 +133,6 @@ class Transcription:
         ):
             await self._until_decoded()
         await self._until_final()
-
-    def bodies(
-        self, segments: AsyncIterator[Chunks], audio_format: AudioFormat | None
-    ) -> AsyncIterator[Chunks]:
-        """Segments that are pieces of one thing (a transport stream, raw audio, a file) are one
-        body, so that one decoder reads them with one clock. A segment that begins another file
-        begins another body."""
-        return SegmentJoiner(segments, audio_format)
-
-    def leave_out(self, error: ServiceError) -> None:
-        self._owner.logger.debug("segment left out: %s", error)
-
-    async def receive(self, body: Body, audio_format: AudioFormat | None) -> None:
-        async with open_source(audio_format, self._raw) as source:
-
-            async def pump() -> None:
-                await body.pump(source.send)
-                # Also after a part of the body: what has come of it is decoded in any case.
-                await source.send_eof()
-
-            async with bare_errors(), asyncio.TaskGroup() as group:
-                group.create_task(pump())
-                while (piece := await source.next_piece()) is not None:
-                    if isinstance(piece, Gap):
-                        await self._pass_over(piece.num_samples)
-                    else:
-                        await self._take(piece)
 
     async def _pass_over(self, num_samples: int) -> None:
         """Silence takes the place of what is missing. Of a long gap only its beginning is heard,

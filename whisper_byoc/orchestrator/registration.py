@@ -65,6 +65,8 @@ class _Told:
         self.lock = asyncio.Lock()
         self.wake = asyncio.Event()
         self.answered = asyncio.Event()
+        self.left = False
+        """Whether it was tried to unregister: once is enough for a log and for an exit."""
         self.o2r_url = ""
         self.reader: asyncio.Task[None] | None = None
 
@@ -154,6 +156,9 @@ class Registration:
             await told.answered.wait()
 
     async def _withdraw(self, leaving: list[_Told]) -> None:
+        leaving = [told for told in leaving if not told.left]
+        for told in leaving:
+            told.left = True
         try:
             async with (
                 asyncio.timeout(WITHDRAW_SECONDS),

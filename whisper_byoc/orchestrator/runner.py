@@ -1,5 +1,5 @@
 """Live Runner's registration: the heartbeats of livepeer/node, and of go-livepeer from 0.9 on
-(pure). docs/wire.md has its cases, R1 to R26."""
+(pure). docs/live-runner.md has its cases, R1 to R26."""
 
 import json
 import logging

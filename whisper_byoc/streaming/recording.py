@@ -87,6 +87,13 @@ class RecordingPlanner:
         """Places of the frames that hold speech and are in no window yet."""
         self._windows: list[RecordingWindow] = []
 
+    @property
+    def pending_from(self) -> int:
+        """The first place of what may still come in a window; what lies before has been in one, or
+        held no speech."""
+        first = self._group[0] if self._group is not None else self._open
+        return self._audio.end if first is None else first
+
     def receive_audio(
         self, samples: NDArray[np.float32], voice: Sequence[float]
     ) -> list[RecordingWindow]:
@@ -114,8 +121,16 @@ class RecordingPlanner:
         self._drop_audio()
         return self._take()
 
+    def receive_gap(self, num_samples: int) -> list[RecordingWindow]:
+        """The windows before a place where so many samples are missing, which is no pause to
+        decode over."""
+        windows = self.receive_end()
+        self._detector.skip(num_samples)
+        self._audio.skip(num_samples)
+        return windows
+
     def receive_end(self) -> list[RecordingWindow]:
-        """The last windows: no more audio comes."""
+        """The last windows of what has come; if more audio comes, it begins windows of its own."""
         if self._detector.in_speech:
             self._receive_change(self._detector.end_speech())
         self._flush()
