@@ -113,6 +113,8 @@ class Hypothesis:
     no_speech_prob: probability of Whisper's no-speech token.
     compression_ratio: text bytes over deflated bytes; above 2.4 Whisper calls it a loop.
     rung: which attempt gave it. trip: why the first attempt was not believed; None if it was.
+    word_delay: seconds by which these weights put words too late, most of the time; `words` has it
+    still, since places for cuts were measured with it, and the words of events have not.
     """
 
     text: str
@@ -126,3 +128,4 @@ class Hypothesis:
     evidence: tuple[Evidence, ...] = ()
     tokens: tuple[int, ...] = ()
     temperature: float = 0.0
+    word_delay: float = 0.0

@@ -41,7 +41,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def benchmark(*arguments: object) -> Iterator[Process]:
     """In a session of its own, as a shell starts a job; all of it is gone at exit."""
-    what = [] if arguments[0] in ("live", "replay", "endings") else ["offline"]
+    what = [] if arguments[0] in ("live", "replay", "endings", "words") else ["offline"]
     command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), *what]
     with subprocess.Popen(
         [*command, *map(str, arguments)],
@@ -204,6 +204,22 @@ def test_a_replay_is_always_the_same(manifest: Path, capsys: pytest.CaptureFixtu
     figures = reports[0]["all"]
     assert 0 < figures["final_lag"]["p50"] <= figures["final_lag"]["p95"] < 5
     assert figures["wer"] < 25, figures
+
+
+@pytest.mark.model
+def test_word_times_are_compared_with_an_alignment(manifest: Path) -> None:
+    alignment = manifest.parent / "en" / "first.words.tsv"
+    alignment.write_text("start\tend\tword\n0.1\t0.3\tquick\n2.0\t2.4\tdog\n", encoding="utf-8")
+    status, output, errors = run("words", "--manifest", manifest)
+    assert status == 0, errors
+    report = json.loads(output.splitlines()[-1])
+    for figures in report["runs"].values():
+        assert (figures["words"], figures["matched"]) == (9, 2)
+        assert (figures["without_duration"], figures["overlapping"], figures["outside"]) == (
+            0,
+            0,
+            0,
+        )
 
 
 @pytest.mark.model

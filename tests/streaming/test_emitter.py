@@ -3,9 +3,12 @@
 import numpy as np
 
 from whisper_byoc.audio.formats import SAMPLE_RATE
+from whisper_byoc.decode import Hypothesis
 from whisper_byoc.streaming.emitter import EventEmitter
 from whisper_byoc.streaming.utterance import Purpose, Utterance, Window
 from whisper_byoc.transcript import End, Endpoint, EndReason, Failure, Final, Partial, Word
+
+HEARD = Hypothesis("", "en")
 
 
 def window(start: float, end: float) -> Window:
@@ -30,8 +33,8 @@ def test_a_partial_is_told_once_and_taken_back_at_the_endpoint() -> None:
 
 def test_words_do_not_begin_before_the_last_ones_end() -> None:
     emitter, utterance = EventEmitter(), Utterance(0)
-    emitter.emit_final(utterance, window(0, 2), said((0.5, 1.5)), "en")
-    emitter.emit_final(utterance, window(0, 4), said((1.0, 2.0), (2.0, 5.0)), "en")
+    emitter.emit_final(utterance, window(0, 2), said((0.5, 1.5)), HEARD)
+    emitter.emit_final(utterance, window(0, 4), said((1.0, 2.0), (2.0, 5.0)), HEARD)
     emitter.emit_partial(utterance, window(0, 4.5), "more")
     first, second, partial = emitter.take()
     assert isinstance(first, Final)
@@ -41,11 +44,20 @@ def test_words_do_not_begin_before_the_last_ones_end() -> None:
     assert (partial.start, partial.end) == (4.0, 4.5)
 
 
+def test_words_are_told_without_the_delay_of_the_weights() -> None:
+    emitter, utterance = EventEmitter(), Utterance(0)
+    late = Hypothesis("", "en", word_delay=0.25)
+    emitter.emit_final(utterance, window(2, 4), said((0.0, 0.5), (0.5, 1.5)), late)
+    [final] = emitter.take()
+    assert isinstance(final, Final)
+    assert [(it.start, it.end) for it in final.words] == [(1.75, 2.25), (2.25, 3.25)]
+
+
 def test_an_utterance_of_which_nothing_was_told_takes_no_number() -> None:
     emitter, noise, speech = EventEmitter(), Utterance(0, end=1), Utterance(2)
-    emitter.emit_final(noise, window(0, 1), [], "en")
+    emitter.emit_final(noise, window(0, 1), [], HEARD)
     emitter.emit_endpoint(noise)
-    emitter.emit_final(speech, window(1, 3), said((0.0, 1.0)), "en")
+    emitter.emit_final(speech, window(1, 3), said((0.0, 1.0)), HEARD)
     [final] = emitter.take()
     assert isinstance(final, Final)
     assert (final.seq, final.utterance) == (0, 0)

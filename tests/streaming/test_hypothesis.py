@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import Hypothesis
-from whisper_byoc.streaming.hypothesis import believed, choose_cut, place_words, quietest
+from whisper_byoc.streaming.hypothesis import (
+    MIN_WORD_SECONDS,
+    believed,
+    choose_cut,
+    place_words,
+    quietest,
+)
 from whisper_byoc.transcript import Word
 
 
@@ -87,7 +93,18 @@ def test_placed_words_are_in_order_and_within_their_window(
     assert [word.text for word in placed] == [word.text for word in words]
     limits = [time for word in placed for time in (word.start, word.end)]
     assert limits == sorted(limits)
-    assert all(not_before <= time <= not_after for time in limits)
+    assert all(not_before - 1e-9 <= time <= not_after + 1e-9 for time in limits)
+    room = (not_after - not_before) / max(1, len(placed))
+    shortest = min(MIN_WORD_SECONDS, room) - 1e-9
+    assert all(word.end - word.start >= shortest for word in placed)
+
+
+def test_case_recordings_14_words_of_one_moment_share_the_time_around_it() -> None:
+    words = spoken((1.0, 1.0), (1.0, 1.0), (1.0, 1.5), (3.0, 3.0))
+    placed = place_words(words, 0.0, 0.0, 3.0)
+    assert [(round(it.start, 3), round(it.end, 3)) for it in placed] == [
+        (1.0, 1.06), (1.06, 1.12), (1.12, 1.5), (2.94, 3.0),
+    ]  # fmt: skip
 
 
 def test_silence_around_words_is_not_theirs() -> None:

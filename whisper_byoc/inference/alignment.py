@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 MEDIAN_WIDTH = 7
 FRAME_SECONDS = 0.02
+WORD_DELAYS = {"tiny.en": 0.085, "base": -0.055}
+"""Seconds by which the alignment heads of these weights look at a word too late, most of the time;
+of others nothing was measured (docs/engine.md, Word times)."""
 
 
 def token_times(attention: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -22,6 +22,7 @@ from whisper.utils import compression_ratio
 from whisper_byoc.audio.formats import SAMPLE_RATE
 from whisper_byoc.decode import DecodeRequest, Hypothesis, Rung, Task, Trip
 from whisper_byoc.errors import DecodeError
+from whisper_byoc.inference.alignment import WORD_DELAYS
 from whisper_byoc.inference.checkpoint import Checkpoint
 from whisper_byoc.inference.decoding import Decoded, EncodedWindow, Rules, decode_all
 from whisper_byoc.inference.ladder import TEMPERATURES, find_trip
@@ -94,6 +95,7 @@ class BatchedModel:
         threads: int = 0,
     ) -> None:
         self.name = name
+        self._word_delay = WORD_DELAYS.get(name, 0.0)
         self.device = device
         self.branch = branch or choose_branch(device)
         self.max_batch = MAX_BATCH if device == "cpu" else MAX_BATCH_CUDA
@@ -136,7 +138,7 @@ class BatchedModel:
         best = self._climb(first)
         with self._timed("word times"):
             return [
-                _hypothesis(attempt, rung, straight.trip)
+                replace(_hypothesis(attempt, rung, straight.trip), word_delay=self._word_delay)
                 for (attempt, rung), straight in zip(best, first, strict=True)
             ]
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from whisper_byoc import transcript
 from whisper_byoc.audio.formats import SAMPLE_RATE
+from whisper_byoc.decode import Hypothesis
 from whisper_byoc.streaming.hypothesis import place_words
 from whisper_byoc.streaming.utterance import Utterance, Window
 from whisper_byoc.transcript import EndReason, Word, join_words
@@ -39,12 +40,13 @@ class EventEmitter:
         self._events.append(transcript.Partial(next(self._seqs), number, start, window.end, text))
 
     def emit_final(
-        self, utterance: Utterance, window: Window, words: Sequence[Word], language: str
+        self, utterance: Utterance, window: Window, words: Sequence[Word], heard: Hypothesis
     ) -> None:
         """Tell that words of a window, timed from its start, are final; without any, take the
-        partial back."""
+        partial back. heard: the hypothesis that they are of."""
+        offset, language = window.offset - heard.word_delay, heard.language
         placed = place_words(
-            words, window.offset, self._last_word_end, window.end, utterance.speech_frames
+            words, offset, self._last_word_end, window.end, utterance.speech_frames
         )
         if not placed:
             self.emit_partial(utterance, window, "")

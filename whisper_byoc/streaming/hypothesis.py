@@ -89,7 +89,8 @@ def place_words(
 def _lasting(words: Sequence[Word], not_before: float, not_after: float) -> tuple[Word, ...]:
     """Words in order within the limits, none shorter than MIN_WORD_SECONDS, or than its share where
     there is no room: those behind a short one begin later, and before the end earlier."""
-    shortest = min(MIN_WORD_SECONDS, (not_after - not_before) / max(1, len(words)))
+    room = max(0.0, not_after - not_before)
+    shortest = min(MIN_WORD_SECONDS, room / max(1, len(words)))
     starts: list[float] = []
     ends: list[float] = []
     for word in words:

@@ -34,7 +34,8 @@ def passages_of(
     from the start of the recording."""
     language, detail = hypothesis.language, _detail(window, hypothesis)
     voiced = [window.start + place for place in window.voiced]
-    words = place_words(hypothesis.words, window.offset, not_before, window.end, voiced)
+    offset = window.offset - hypothesis.word_delay
+    words = place_words(hypothesis.words, offset, not_before, window.end, voiced)
     if not words and hypothesis.text:
         start = max(window.offset, not_before)
         yield Passage(start, window.end, hypothesis.text, (), language, detail)

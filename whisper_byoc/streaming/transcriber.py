@@ -241,7 +241,7 @@ class Transcriber:
                 old = heard.audio_end - _OLD_SECONDS
                 number = max(number, sum(word.end < old for word in words))
         if number:
-            self._emitter.emit_final(utterance, window, words[:number], language)
+            self._emitter.emit_final(utterance, window, words[:number], hypothesis)
             utterance.receive_finals(words[:number], window)
         if clean:
             utterance.receive_heard(words[number:])
@@ -259,7 +259,7 @@ class Transcriber:
         """Make the words before the cut final; the rest is shown, and decoded again."""
         words, language = hypothesis.words, hypothesis.language
         cut = utterance.choose_cut(window, words)
-        self._emitter.emit_final(utterance, window, words[: cut.num_words], language)
+        self._emitter.emit_final(utterance, window, words[: cut.num_words], hypothesis)
         utterance.begin_anew(window.start + cut.sample)
         rest = join_words((word.text for word in words[cut.num_words :]), language)
         self._emitter.emit_partial(utterance, window, rest)
@@ -267,7 +267,7 @@ class Transcriber:
     def _receive_final(self, utterance: Utterance, window: Window, hypothesis: Hypothesis) -> None:
         """Make all words final; the utterance is done unless they leave out speech behind them."""
         words = hypothesis.words
-        self._emitter.emit_final(utterance, window, words, hypothesis.language)
+        self._emitter.emit_final(utterance, window, words, hypothesis)
         begin_at = utterance.unheard_from(window, words)
         if begin_at is not None:
             utterance.begin_anew(begin_at)
