@@ -8,7 +8,7 @@ FOLDERS := whisper_byoc whisper_bench whisper_sim scripts tests examples
 SPEECH ?= ../shared/speech
 
 .DEFAULT_GOAL := help
-.PHONY: help install bake bake-test gateway-peer run demo test test-conformance check format bench bench-batch bench-cuda image settings clean
+.PHONY: help install bake bake-test gateway-peer node-peer run demo test test-conformance check format bench bench-batch bench-cuda image settings clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -48,11 +48,19 @@ gateway-peer: $(if $(NEWER),$(GATEWAY)/installed)  ## livepeer-gateway, to test 
 $(GATEWAY)/installed: constraints-gateway.txt
 	-$(NEWER) -m venv $(GATEWAY) && $(GATEWAY)/bin/python -m pip install --quiet --no-deps --requirement constraints-gateway.txt && touch $@
 
+# OpenAI's client for Node; its one test is skipped where there is no npm, or nothing to install from.
+NODE := .node
+
+node-peer: $(if $(shell command -v npm),$(NODE)/installed)  ## OpenAI's client for Node, to test with
+
+$(NODE)/installed:
+	-npm install --prefix $(NODE) --no-audit --no-fund --silent openai@6.49.0 && touch $@
+
 # Most tests wait for sockets more than they compute. A file's tests stay together, since they share
 # services.
 TOGETHER := -n 3 --dist loadfile
 
-test: bake-test gateway-peer  ## install, bake and run every test
+test: bake-test gateway-peer node-peer  ## install, bake and run every test
 	$(BIN)/python -m pytest $(TOGETHER)
 
 test-conformance: install  ## the 36 cases of a trickle server against TRICKLE_BASE=http://host/ai/trickle/
@@ -87,4 +95,4 @@ settings: install  ## write the table of settings into docs/settings.md
 	$(BIN)/python scripts/write_settings.py
 
 clean:
-	rm -rf $(VENV) $(GATEWAY) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(GATEWAY) $(NODE) .mypy_cache .pytest_cache .ruff_cache .hypothesis
