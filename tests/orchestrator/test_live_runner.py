@@ -14,7 +14,10 @@ import pytest
 
 from tests.orchestrator.registry import serve_registry
 from tests.orchestrator.test_registration import SLACK, Log, open_registration
+from whisper_byoc.orchestrator.entry import Identity
+from whisper_byoc.orchestrator.o2r import follow
 from whisper_byoc.orchestrator.registration import Registration
+from whisper_byoc.orchestrator.runner import RunnerEntry, offers
 from whisper_byoc.orchestrator.runner_sessions import SESSION_HEADER, RunnerSessions
 from whisper_byoc.settings import (
     CapabilitySettings,
@@ -516,3 +519,15 @@ async def test_case_r25_a_channel_that_is_gone_makes_us_beat_and_a_new_one_is_re
         read = [r.path for r in it.records.requests if second.o2r in r.path]
     assert read
     assert first.o2r not in "".join(read)
+
+
+async def test_case_r25_a_channel_that_is_not_there_puts_the_registration_in_doubt() -> None:
+    """404, not the end of an answer: the reader came too late."""
+    told = asyncio.Event()
+    async with quick() as it:
+        settings = settings_for(it.url)
+        runner = RunnerEntry(settings, it.url, Identity("tiny.en", "1"), offers(settings)[0])
+        url = f"{it.url}/ai/trickle/nobody-o2r"
+        await follow(url, runner, RunnerSessions(settings), True, told.set)
+        assert told.is_set()
+        assert len([r for r in it.records.requests if "nobody" in r.path]) <= 2

@@ -223,9 +223,7 @@ class Registration:
                 told.reader.cancel()
             told.o2r_url, told.reader = entry.o2r_url, None
             if entry.o2r_url:
-                following = follow(
-                    entry.o2r_url, entry.runner_id, self._sessions, self._tls, told.wake.set
-                )
+                following = follow(entry.o2r_url, entry, self._sessions, self._tls, told.wake.set)
                 told.reader = group.create_task(following)
 
     async def _unregister(self, http: aiohttp.ClientSession, told: _Told) -> None:

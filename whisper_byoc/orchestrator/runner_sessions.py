@@ -289,9 +289,8 @@ class RunnerSessions:
         if host not in self._settings.orchestrator.hosts:
             # The header may be anyone's, and could lead anywhere.
             logger.warning(
-                "a silent session of runner %s cannot be stopped: its callbacks lead to host %r,"
-                " expected one of WHISPER_ORCHESTRATOR_ALLOWED_HOSTS",
-                session.runner_id[:128],
+                "a silent session cannot be stopped: its callbacks lead to host %r, expected one"
+                " of WHISPER_ORCHESTRATOR_ALLOWED_HOSTS",
                 host[:128],
             )
             return
