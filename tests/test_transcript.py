@@ -233,6 +233,7 @@ def test_case_recordings_14_a_short_cue_stays_for_as_long_as_there_is_silence_be
     final = said("Six.", 2.0)
     assert cues_of([final, Endpoint(1, 2, 4.0)]) == [(2.0, 2.7, "Six.")]
     assert cues_of([final, End(1, 2.5, EndReason.EOF)]) == [(1.8, 2.5, "Six.")]
+    assert cues_of([final, Endpoint(1, 2, 2.2), End(2, 3.0, EndReason.EOF)]) == [(2.0, 2.7, "Six.")]
     assert cues_of([final, said("Yes.", 2.6), End(2, 9.0, EndReason.EOF)]) == [
         (1.9, 2.6, "Six."), (2.6, 3.3, "Yes."),
     ]  # fmt: skip

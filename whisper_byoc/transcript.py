@@ -441,8 +441,9 @@ def _wrapped(words: Iterable[Word], language: str) -> list[str]:
 
 
 class _CueWriter(Writer):
-    """Writes a cue when it is full or its utterance is over, whatever finals its words came in; a
-    full one waits until the next can be read, or the last words of an utterance would flash by."""
+    """Writes a cue when it is full or its utterance is over, whatever finals its words came in. A
+    full one waits until the next can be read, or the last words of an utterance would flash by; a
+    short one until it is known how long it may stay."""
 
     _cue: Cue | None = None
     _before: Cue | None = None
@@ -460,7 +461,7 @@ class _CueWriter(Writer):
                 self._utterance = event.utterance
                 for word in event.words:
                     written += self._take(word, event.language)
-            case Endpoint():
+            case Endpoint() if self._cue and event.time - self._cue.start >= MIN_CUE_SECONDS:
                 written = self._close(event.time)
             case End():
                 written = self._close(event.audio_seconds)

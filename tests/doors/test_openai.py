@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,12 @@ from tests.doors.test_batch import (
     words_of,
 )
 from tests.scripted import ScriptedModel, spoken
+from tests.test_transcript import seconds_of
 from whisper_byoc.decode import DecodeRequest, Hypothesis, Task
 from whisper_byoc.doors.openai import VerboseWriter
 from whisper_byoc.jobs.options import MAX_PROMPT_CHARACTERS, JobOptions
 from whisper_byoc.settings import ModelSettings, OrchestratorSettings, Settings
-from whisper_byoc.transcript import End, EndReason, Final, SegmentDetail, Word
+from whisper_byoc.transcript import MIN_CUE_SECONDS, End, EndReason, Final, SegmentDetail, Word
 
 pytestmark = pytest.mark.anyio
 PATH = "/v1/audio/transcriptions"
@@ -46,6 +48,7 @@ DETAILS = {
 }  # fmt: skip
 TRANSLATES = pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 """OpenAI's client calls translations deprecated."""
+LONG_FILE = "4088-158079_0000-0018.flac"
 DETAIL = SegmentDetail(1200, (50363, 314), 0.2, -0.3, 1.4, 0.02)
 
 
@@ -386,6 +389,13 @@ async def test_an_error_names_the_parameter(
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
 
 
+async def test_an_error_of_the_file_names_it(client: Client) -> None:
+    page = form(b"<!DOCTYPE html>" + b"x" * 600, "file")
+    for body, status in ((form(None, model="whisper-1"), 400), (b"", 400), (page, 415)):
+        answer = await client.post(PATH, body)
+        assert (answer.status, answer.document["error"]["param"]) == (status, "file")
+
+
 @pytest.mark.parametrize("path", [PATH, "/transcribe", "/audio-to-text"])
 @pytest.mark.parametrize("language", ["auto", "de", "german"])
 async def test_case_recordings_13_english_only_weights_say_which_others_there_are(
@@ -486,3 +496,29 @@ async def test_case_recordings_13_the_language_of_real_speech_is_found_out(
     assert all(segment["tokens"] for segment in heard.document["segments"])
     assert (english.document["task"], english.document["language"]) == ("translate", "english")
     assert english.document["text"] != heard.document["text"]
+
+
+@pytest.mark.model
+async def test_case_recordings_14_every_word_of_a_long_file_lasts_and_every_cue_is_readable(
+    speech_dir: Path,
+) -> None:
+    audio = await asyncio.to_thread((speech_dir / "en" / "long" / LONG_FILE).read_bytes)
+    async with asyncio.timeout(400), serve_app() as (url, service):
+        client = Client(url, service, ScriptedModel())
+        try:
+            told = await ask(
+                client, audio, response_format="verbose_json", timestamp_granularities__="word"
+            )
+            subtitles = await ask(client, audio, response_format="srt")
+        finally:
+            await client.close()
+    words = told.document["words"]
+    assert len(words) > 700
+    assert all(word["end"] - word["start"] > 0.05 for word in words)
+    assert all(before["end"] <= word["start"] + 1e-6 for before, word in pairwise(words))
+    assert words[0]["start"] >= 0
+    assert words[-1]["end"] <= told.document["duration"] + 0.001
+    cues = [line.split(" --> ") for line in subtitles.text.splitlines() if " --> " in line]
+    times = [(seconds_of(start), seconds_of(end)) for start, end in cues]
+    assert all(end - start >= MIN_CUE_SECONDS - 0.002 for start, end in times)
+    assert all(before[1] <= cue[0] for before, cue in pairwise(times))

@@ -48,7 +48,7 @@ def openai_document(error: errors.ServiceError) -> dict[str, Any]:
             param = error.name
         case errors.UnknownModel():
             code, param = "model_not_found", "model"
-        case errors.UnsupportedAudio() | errors.BodyTooLarge():
+        case errors.UnsupportedAudio() | errors.BodyTooLarge() | errors.BadMessage():
             param = "file"
     return openai_problem(code, str(error), kind, param)
 
