@@ -194,6 +194,11 @@ class DeltaWriter(transcript.Writer):
     def keepalive(self) -> str:
         return transcript.SSE_KEEPALIVE
 
+    def progress(self, seconds: float, percent: int | None) -> str:
+        """A comment: OpenAI has no event for it, and clients skip comments."""
+        share = "" if percent is None else f", {percent} %"
+        return f": progress {seconds:.1f} s{share}\n\n"
+
     def _done(self) -> str:
         """The event with the whole text, left out where relays would not pass a line so long on."""
         done = self._event({"type": "transcript.text.done", "text": self._text})
