@@ -4,7 +4,8 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import click
 
 from whisper_bench.endings import run_endings, show_endings
 from whisper_bench.files import Recording, read_recordings, seconds_of
-from whisper_bench.live import draw, parse_counts, run_live, show_live
+from whisper_bench.live import draw, parse_counts, run_live, serve, show_live
 from whisper_bench.machine import machine, versions
 from whisper_bench.manifest import BadInput
 from whisper_bench.offline import DECODE_SECONDS, make_ctranslate2, measure, parse_peers, show
@@ -57,6 +58,13 @@ def exiting() -> Iterator[None]:
     except KeyboardInterrupt:
         tell("interrupted")
         sys.exit(130)
+
+
+@contextmanager
+def serving(setup: Setup) -> Iterator[Setup]:
+    """The set-up with a service that is started for it. Raises NoServer."""
+    with serve(setup) as (url, process):
+        yield replace(setup, url=url, process=process)
 
 
 seconds_option = click.option(
@@ -266,6 +274,13 @@ def words(
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Of ours.")
 @click.option("--profile", is_flag=True, help="Show where ours spends its time.")
 @click.option("--repeats", type=click.IntRange(1), default=1, help="Take the median of so many.")
+@click.option(
+    "--effort",
+    type=click.Choice(["quick", "thorough"]),
+    default="thorough",
+    help="Of ours, and of the service.",
+)
+@click.option("--door", is_flag=True, help="Measure a service that is started for this, too.")
 @click.option("--url", default="", help="Measure the service that runs there, too.")
 @models_option
 def offline(
@@ -280,23 +295,26 @@ def offline(
     device: str,
     profile: bool,
     repeats: int,
+    effort: str,
+    door: bool,
     url: str,
     models_dir: Path,
 ) -> None:
     """Whole files: WER, RTF and peak memory of this project and its peers.
 
     The manifest has columns `file` (beside it) and `reference text`. Every run has a process of its
-    own; for each file they take turns. Timed is samples in, text out. The last line printed is a
-    JSON object.
+    own; for each file they take turns. Timed is samples in, text out; of a service, a WAV to its
+    door for recordings, /v1/audio/transcriptions, and its answer. The last line printed is a JSON
+    object.
     """
     with exiting():
-        runs = [OURS, *parse_peers(peers), *([SERVER] if url else [])]
+        runs = [OURS, *parse_peers(peers), *([SERVER] if url or door else [])]
         recordings = read_recordings(manifest, prefixes, limit)
         longest = max(seconds_of([recording]) for recording in recordings)
         if "openai-decode" in runs and longest > DECODE_SECONDS:
             tell(f"openai-decode hears only the first {DECODE_SECONDS} s of a file")
         setup = Setup(
-            models_dir, find_weights(models_dir, MODEL), threads, url, engine, device, batch
+            models_dir, find_weights(models_dir, MODEL), threads, url, engine, device, batch, effort
         )
         if any(run.startswith("faster-whisper") for run in runs):
             make_ctranslate2(setup)
@@ -308,8 +326,10 @@ def offline(
             "batch": batch,
             "files": len(recordings),
             "audio_seconds": round(seconds_of(recordings), 3),
-            "runs": measure(runs, recordings, setup, repeats),
+            "effort": effort,
         }
+        with serving(setup) if door else nullcontext(setup) as setup:
+            report["runs"] = measure(runs, recordings, setup, repeats)
     if not only_json:
         show(report, profile)
     print(json.dumps(report))

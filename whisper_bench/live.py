@@ -149,17 +149,15 @@ def hear_offline(tracks: Sequence[Track], setup: Setup) -> list[Track]:
 
 def transcribe_tracks(tracks: Sequence[Track], setup: Setup) -> list[Track]:
     """With what an offline pass made of them."""
+    from whisper_bench.hearing import hear_recordings
+    from whisper_byoc.decode import Effort
     from whisper_byoc.inference.engine import load_models
     from whisper_byoc.inference.voice import VoiceModel
-    from whisper_byoc.jobs.recordings import RecordingOptions, transcribe_recordings
     from whisper_byoc.settings import ModelSettings
 
     [model] = load_models(ModelSettings(directory=setup.models_dir))
-    samples = [[to_samples(track.audio)] for track in tracks]
-    heard: list[list[Any]] = [[] for _ in tracks]
-    voice = VoiceModel().probabilities
-    for number, passage in transcribe_recordings(model, voice, samples, RecordingOptions(), 8):
-        heard[number].append(passage)
+    samples = [to_samples(track.audio) for track in tracks]
+    heard = hear_recordings(model, VoiceModel().probabilities, samples, Effort.QUICK)
     return [
         Track(
             track.audio,
@@ -181,7 +179,11 @@ def serve(setup: Setup) -> Iterator[tuple[str, int | None]]:
     if setup.url:
         yield setup.url, None
         return
-    environment = {**os.environ, "WHISPER_MODEL_DIRECTORY": str(setup.models_dir)}
+    environment = {
+        **os.environ,
+        "WHISPER_MODEL_DIRECTORY": str(setup.models_dir),
+        "WHISPER_MODEL_THREADS": str(setup.threads),
+    }
     command = [sys.executable, "-m", "whisper_byoc", "serve", "--host", "127.0.0.1", "--port", "0"]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

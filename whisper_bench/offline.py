@@ -14,7 +14,13 @@ from rich.table import Table
 from whisper_bench.files import Recording, read_audio, seconds_of
 from whisper_bench.manifest import BadInput
 from whisper_bench.peers import BASELINE, OURS, PEERS, SERVER
-from whisper_bench.processes import Answer, RunProcess, call_in_process, open_process
+from whisper_bench.processes import (
+    Answer,
+    RunProcess,
+    call_in_process,
+    open_process,
+    peak_rss_mb,
+)
 from whisper_bench.scoring import Result, add_speedups, summarise
 from whisper_bench.setup import MODEL, Setup
 from whisper_bench.terminal import cell, tell
@@ -73,10 +79,14 @@ def measure(
     normalise, total = EnglishTextNormalizer(), seconds_of(recordings)
     figures = {run: summarise(results[run], total, normalise) for run in runs}
     for process in processes:
-        # A server's memory is not ours to see
-        peak = None if process.run == SERVER else round(process.peak_rss_mb, 1)
+        peak: float | None = process.peak_rss_mb
+        if process.run == SERVER:  # of another one's memory only what we have started is to be seen
+            peak = None if setup.process is None else peak_rss_mb(setup.process)
         load_seconds = round(process.load_seconds, 2)
-        figures[process.run] |= {"peak_rss_mb": peak, "load_seconds": load_seconds}
+        figures[process.run] |= {
+            "peak_rss_mb": peak and round(peak, 1),
+            "load_seconds": load_seconds,
+        }
         if process.profile:
             spent = {k: v - before[process.run].get(k, 0) for k, v in process.profile.items()}
             figures[process.run]["profile"] = shares(spent, results[process.run])

@@ -5,10 +5,11 @@ where it is used, so that no run's memory holds what another one needs.
 """
 
 import asyncio
+import io
 import time
-import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+import wave
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -28,34 +29,28 @@ class Transcribe(Protocol):
 
 def load_ours(setup: Setup, engine: str = "") -> Transcribe:
     """Recordings as a whole: voice activity, windows, decodes, word times."""
+    from whisper_bench.hearing import hear_recordings
+    from whisper_byoc.decode import Effort
     from whisper_byoc.inference.voice import VoiceModel
-    from whisper_byoc.jobs.recordings import RecordingOptions, transcribe_recordings
 
     prepare_torch(setup.threads)
     model = _load_model(setup, engine or setup.engine)
     voice = VoiceModel()
+    seconds = {"voice activity": 0.0}
+
+    def probabilities(requests: "Sequence[VoiceRequest]") -> list[Samples]:
+        began = time.perf_counter()
+        result = voice.probabilities(requests)
+        seconds["voice activity"] += time.perf_counter() - began
+        return result
 
     class Ours:
-        seconds: ClassVar[dict[str, float]] = {"voice activity": 0.0}
-
         def __call__(self, recordings: Sequence[Samples]) -> list[str]:
-            texts: list[list[str]] = [[] for _ in recordings]
-            blocks = [[samples] for samples in recordings]
-            found = transcribe_recordings(
-                model, self._probabilities, blocks, RecordingOptions(), setup.batch
-            )
-            for number, passage in found:
-                texts[number].append(passage.text)
-            return [" ".join(parts) for parts in texts]
-
-        def _probabilities(self, requests: "Sequence[VoiceRequest]") -> list[Samples]:
-            began = time.perf_counter()
-            result = voice.probabilities(requests)
-            self.seconds["voice activity"] += time.perf_counter() - began
-            return result
+            heard = hear_recordings(model, probabilities, recordings, Effort(setup.effort))
+            return [" ".join(passage.text for passage in passages) for passages in heard]
 
         def profile(self) -> dict[str, float]:
-            return self.seconds | dict(getattr(model, "seconds", {}))
+            return seconds | dict(getattr(model, "seconds", {}))
 
     return Ours()
 
@@ -160,27 +155,37 @@ def open_faster_whisper(setup: Setup) -> Any:
 
 
 def load_server(setup: Setup) -> Transcribe:
-    """A running service, given each file as fast as it takes it."""
-    from whisper_byoc.client import LiveClient
-    from whisper_byoc.transcript import Format
+    """A running service, through OpenAI's door: each recording in one request."""
+    import aiohttp
 
-    async def whole(samples: Samples) -> AsyncIterator[bytes]:
-        yield (samples * 32768).astype("<i2").tobytes()
-
-    async def send(samples: Samples) -> str:
-        job_id = f"benchmark-{uuid.uuid4().hex[:12]}"
-        texts: list[str] = []
-        async with LiveClient(setup.url) as client:
-            await client.transcribe(
-                job_id, whole(samples), texts.append, output=Format.TEXT, content_type="audio/pcm"
-            )
-            await client.delete(job_id)
-        return "".join(texts)
+    async def send(session: aiohttp.ClientSession, samples: Samples) -> str:
+        form = aiohttp.FormData()
+        form.add_field("file", io.BytesIO(_wav(samples)), filename="recording.wav")
+        form.add_field("response_format", "text")
+        form.add_field("effort", setup.effort)
+        url = setup.url.rstrip("/") + "/v1/audio/transcriptions"
+        async with session.post(url, data=form) as answer:
+            text = await answer.text()
+            if answer.status != 200:
+                raise OSError(f"{url} answered {answer.status}, expected 200: {text[:200]}")
+            return text
 
     async def send_all(recordings: Sequence[Samples]) -> list[str]:
-        return await asyncio.gather(*map(send, recordings))
+        timeout = aiohttp.ClientTimeout(total=None)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            return await asyncio.gather(*(send(session, samples) for samples in recordings))
 
     return lambda recordings: asyncio.run(send_all(recordings))
+
+
+def _wav(samples: Samples) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(SAMPLE_RATE)
+        writer.writeframes((samples * 32768).astype("<i2").tobytes())
+    return file.getvalue()
 
 
 def prepare_torch(threads: int) -> None:

@@ -74,12 +74,12 @@ def serve_run(run: str, setup: Setup, connection: Connection) -> None:
         connection.send(RunFailed(run, f"{type(error).__name__}: {error}"))
 
 
-def peak_rss_mb() -> float:
-    """Of this process, since its program began."""
+def peak_rss_mb(process: int | str = "self") -> float:
+    """Of a process, this one for none, since its program began."""
     try:
         # Where there is /proc: what getrusage tells there begins with the parent's peak, which
         # a process keeps when it starts another program.
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
         return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
     except FileNotFoundError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

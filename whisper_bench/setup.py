@@ -15,7 +15,8 @@ class Setup:
 
     models_dir: folder of the weights and their manifest. weights: the checkpoint that all but
     faster-whisper read. threads: of each run. url: of a running service, or empty. engine, device:
-    of `ours`. batch: recordings given at once.
+    of `ours`. batch: recordings given at once. effort: of recordings, ours and the service's.
+    process: of the service, when it was started for this.
     """
 
     models_dir: Path
@@ -25,6 +26,8 @@ class Setup:
     engine: str
     device: str
     batch: int
+    effort: str = "thorough"
+    process: int | None = None
 
     @property
     def ctranslate2_dir(self) -> Path:

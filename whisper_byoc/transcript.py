@@ -275,6 +275,11 @@ class Writer(ABC):
         """What may be sent while nothing happens; empty where the format has no such thing."""
         return ""
 
+    def progress(self, seconds: float, percent: int | None) -> str:
+        """Tell how far a recording has come; empty where the format has no place for it. seconds:
+        of it that are heard; percent: None while its length is not known."""
+        return ""
+
 
 class TextWriter(Writer):
     """Finals only, one utterance a line."""
@@ -321,6 +326,12 @@ class SseWriter(Writer):
 
     def keepalive(self) -> str:
         return SSE_KEEPALIVE
+
+    def progress(self, seconds: float, percent: int | None) -> str:
+        """An event without an id, since it has no place among the others and is not kept."""
+        told = {"type": "progress", "seconds": round(seconds, 3), "percent": percent}
+        line = json.dumps(told, separators=(",", ":"))
+        return f"event: progress\n{sse_data(line)}"
 
 
 class JsonWriter(Writer):

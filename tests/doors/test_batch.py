@@ -554,9 +554,45 @@ async def test_case_094_events_are_streamed_and_end_with_done(
             answer = await client.post("/?format=sse", audio)
     assert answer.status == 200
     assert answer.headers["Content-Type"].startswith("text/event-stream")
-    types = [event["type"] for event in answer.events if event["type"] != "partial"]
+    types = [event["type"] for event in answer.events if event["type"] != "progress"]
     assert types == ["final", "endpoint", "final", "endpoint", "end"]
     assert json.loads(answer.headers["X-Metadata"]) == {"model": "scripted"}
+
+
+async def test_progress_is_told_to_the_caller_and_to_the_log(
+    client: Client, sentence: NDArray[np.float32], caplog: pytest.LogCaptureFixture
+) -> None:
+    audio = wav(pcm(np.concatenate([sentence, silence(6)] * 5)))
+    with caplog.at_level("INFO"):
+        answer = await client.post("/", form(audio, stream="true"))
+    told = [event for event in answer.events if event["type"] == "progress"]
+    assert told
+    assert all(event.keys() == {"type", "seconds", "percent"} for event in told)
+    percents = [event["percent"] for event in told]
+    assert percents == sorted(percents)
+    assert 0 < percents[0] <= percents[-1] <= 100
+    assert told[-1]["seconds"] <= len(audio) / 32_000
+    assert "% heard" in caplog.text
+    numbered = [event["seq"] for event in answer.events if event["type"] != "progress"]
+    assert numbered == list(range(len(numbered)))
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert (await client.post("/", form(audio))).status == 200
+    assert "% heard" in caplog.text
+
+
+async def test_progress_is_a_comment_to_clients_of_openai(
+    client: Client, sentence: NDArray[np.float32]
+) -> None:
+    audio = wav(pcm(twice(sentence)))
+    path = "/v1/audio/transcriptions"
+    answer = await client.post(path, form(audio, "file", stream="true"))
+    assert {event["type"] for event in answer.events} == {
+        "transcript.text.delta",
+        "transcript.text.done",
+    }
+    [*_, comment] = [line for line in answer.text.splitlines() if line.startswith(": progress")]
+    assert comment.endswith("%")
 
 
 async def test_case_094_a_stream_that_is_not_wanted_is_none(

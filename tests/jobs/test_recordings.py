@@ -1,173 +1,237 @@
-"""Recordings in, passages out: with scripted weights, and once with real ones."""
+"""Whole recordings as jobs: bytes in, events out; real voice activity, and once real weights."""
 
-from collections.abc import Iterator, Sequence
+import asyncio
+import hashlib
+import random
+import subprocess
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
-import jiwer
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.conftest import MODELS, Speak
-from whisper_byoc.audio.formats import SAMPLE_RATE
-from whisper_byoc.decode import DecodeRequest, Hypothesis
+from tests.conftest import MODELS, Speak, direct, pcm, wav
+from tests.scripted import ScriptedModel, scripted_engine, spoken
+from whisper_byoc.audio.ffmpeg import find_ffmpeg
+from whisper_byoc.audio.formats import AudioFormat, Pcm
+from whisper_byoc.decode import DecodeRequest, Effort, Hypothesis
 from whisper_byoc.errors import DecodeError
-from whisper_byoc.inference.batched import BatchedModel
-from whisper_byoc.inference.voice import VoiceModel, VoiceRequest
-from whisper_byoc.jobs.recordings import Passage, RecordingOptions, transcribe_recordings
-from whisper_byoc.transcript import Word
+from whisper_byoc.inference.engine import open_engine
+from whisper_byoc.inference.voice import open_voice_activity
+from whisper_byoc.jobs.job import Job
+from whisper_byoc.jobs.jobs import Jobs
+from whisper_byoc.jobs.options import JobOptions
+from whisper_byoc.jobs.shared import Inference
+from whisper_byoc.jobs.transcription import Transcriptions
+from whisper_byoc.jobs.work import Chunks
+from whisper_byoc.metrics import Metrics
+from whisper_byoc.service import OpenEngine
+from whisper_byoc.settings import ModelSettings, Settings
+from whisper_byoc.transcript import End, EndReason, Event, Failure, Final
 
-Samples = NDArray[np.float32]
-OPTIONS = RecordingOptions()
-
-
-class ScriptedModel:
-    """Says how long each window was, and remembers how many came together."""
-
-    name, device, branch, max_batch = "scripted", "cpu", "scripted", 16
-    languages = frozenset({"en"})
-
-    def __init__(self) -> None:
-        self.batches: list[int] = []
-
-    def decode(self, requests: Sequence[DecodeRequest]) -> list[Hypothesis | DecodeError]:
-        self.batches.append(len(requests))
-        return [self._answer(request) for request in requests]
-
-    def _answer(self, request: DecodeRequest) -> Hypothesis | DecodeError:
-        seconds = len(request.samples) / SAMPLE_RATE
-        if request.samples.max() > 0.9:
-            return DecodeError("too loud")
-        return Hypothesis(f"{seconds:.1f}", "en", (Word(f"{seconds:.1f}", 0.1, seconds, 0.9),))
+pytestmark = pytest.mark.anyio
+TIMEOUT = 300
+NUM_UPLOADS = 20
 
 
-def loud_is_voice(requests: Sequence[VoiceRequest]) -> list[Samples]:
-    return [
-        (np.abs(request.frames).max(axis=1, initial=0) > 0.1).astype(np.float32)
-        for request in requests
-    ]
+@asynccontextmanager
+async def open_jobs(opening: OpenEngine) -> AsyncIterator[Jobs]:
+    settings, metrics = Settings(model=ModelSettings(directory=MODELS)), Metrics()
+    async with (
+        asyncio.timeout(TIMEOUT),
+        opening(settings.model) as engine,
+        open_voice_activity() as voice,
+    ):
+        await engine.warm_up()
+        jobs = Jobs(Transcriptions(Inference(engine, voice, metrics), settings), settings, metrics)
+        async with jobs.serve():
+            yield jobs
 
 
-def speech(seconds: float) -> Samples:
-    return np.full(round(seconds * SAMPLE_RATE), 0.5, dtype=np.float32)
+def open_recording(jobs: Jobs, name: str, **options: object) -> Job:
+    chosen = JobOptions().changed(options)
+    return jobs.open(direct(name), chosen, attended=True, recording=True)
 
 
-def silence(seconds: float) -> Samples:
-    return np.zeros(round(seconds * SAMPLE_RATE), dtype=np.float32)
+async def hear(job: Job, body: Chunks, audio_format: AudioFormat | None = None) -> list[Event]:
+    """Every event of a recording."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(job.receive_body(body, audio_format, final=True))
+        return [event async for event in job.log.read() if event is not None]
 
 
-def transcribe(model: ScriptedModel, *recordings: list[Samples], batch: int = 4) -> list[Passage]:
-    found = transcribe_recordings(model, loud_is_voice, recordings, OPTIONS, batch)
-    return [passage for _, passage in found]
+async def pieces_of(data: bytes, size: int) -> Chunks:
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
+        await asyncio.sleep(0)
 
 
-def test_windows_of_all_recordings_go_together() -> None:
-    model = ScriptedModel()
-    recordings = [[speech(3)], [silence(5)], [speech(2), silence(6), speech(4)], [speech(1)]]
-    found = list(transcribe_recordings(model, loud_is_voice, recordings, OPTIONS, 3))
-    assert [number for number, _ in found] == [0, 2, 2, 3]
-    assert model.batches == [3, 1]
-    first, second = found[1][1], found[2][1]
-    assert [first.start, first.end] == pytest.approx([0.1, 2.1], abs=0.1)
-    assert [second.start, second.end] == pytest.approx([7.9, 12.0], abs=0.1)
+def fingerprint(request: DecodeRequest) -> Hypothesis:
+    """Other words for other samples."""
+    seconds = len(request.samples) / 16_000
+    digest = hashlib.sha256(request.samples.tobytes()).hexdigest()
+    return spoken(digest, f"{seconds:.3f}", seconds=seconds)
 
 
-def test_times_do_not_fall() -> None:
-    passages = transcribe(ScriptedModel(), [speech(100)])
-    limits = [time for passage in passages for time in (passage.start, passage.end)]
-    assert limits == sorted(limits)
-    assert limits[-1] <= 100
+@pytest.fixture(scope="session")
+def conversation(speak: Speak) -> NDArray[np.float32]:
+    """About a minute of sentences, with pauses of every length."""
+    first, second = speak("Nobody knows where the money has gone."), speak("My brother said no.")
+    parts = []
+    for seconds in (0.2, 0.7, 1.1, 1.9, 2.4, 3.1, 3.9, 4.4, 6.0):
+        pause = np.zeros(round(seconds * 16_000), np.float32)
+        parts += [first, pause, second, pause]
+    return np.concatenate(parts)
 
 
-@pytest.mark.parametrize("recording", [[], [silence(0)], [silence(0.01)], [silence(3)]])
-def test_nothing_said_is_nothing_found(recording: list[Samples]) -> None:
-    model = ScriptedModel()
-    assert transcribe(model, recording) == []
-    assert model.batches == []
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "ogg"])
+async def test_case_recordings_05_pieces_of_any_length_give_the_same_events(
+    conversation: NDArray[np.float32], kind: str
+) -> None:
+    data = converted(wav(pcm(conversation)), kind)
+    short = converted(wav(pcm(conversation[: 3 * 16_000])), kind)
+    async with open_jobs(scripted_engine(ScriptedModel(fingerprint))) as jobs:
+        for name, file, sizes in (("long", data, (511, 65_536)), ("short", short, (1,))):
+            whole = await hear(open_recording(jobs, name), pieces_of(file, len(file)))
+            assert len(texts(whole)) == (7 if name == "long" else 1)
+            for size in sizes:
+                job = open_recording(jobs, f"{name}-by-{size}")
+                assert await hear(job, pieces_of(file, size)) == whole
 
 
-def test_blocks_of_any_size_give_the_same() -> None:
-    whole = np.concatenate([speech(3), silence(6), speech(7)])
-    cuts = np.cumsum([1, 511, 512, 513, 40_000, 7])
-    expected = transcribe(ScriptedModel(), [whole])
-    assert len(expected) == 2
-    assert transcribe(ScriptedModel(), np.split(whole, cuts)) == expected
+def converted(data: bytes, kind: str) -> bytes:
+    if kind == "wav":
+        return data
+    command = [find_ffmpeg(), "-v", "error", "-i", "pipe:0", "-f", kind, "pipe:1"]
+    return subprocess.run(command, input=data, capture_output=True, check=True).stdout
 
 
-def test_a_window_that_cannot_be_decoded_is_told() -> None:
-    with pytest.raises(DecodeError, match="too loud"):
-        transcribe(ScriptedModel(), [speech(3) * 2])
+async def test_case_recordings_05_what_else_runs_changes_nothing(
+    conversation: NDArray[np.float32],
+) -> None:
+    audio = pcm(conversation)
+    async with open_jobs(scripted_engine(ScriptedModel(fingerprint))) as jobs:
+        alone = await hear(open_recording(jobs, "alone"), pieces_of(audio, 4096), Pcm())
+        live = jobs.open(direct("live"), JobOptions())
+        async with asyncio.TaskGroup() as group:
+            beside = [
+                group.create_task(
+                    hear(open_recording(jobs, f"n{size}"), pieces_of(audio, size), Pcm())
+                )
+                for size in (3000, 5000, 70_000)
+            ]
+            group.create_task(hear(live, pieces_of(audio, 3200), Pcm()))
+        assert [task.result() for task in beside] == [alone] * 3
 
 
-def test_what_a_window_left_out_is_heard_in_parts() -> None:
-    """A decoder that hears but the first five seconds of anything."""
-
-    class Lazy(ScriptedModel):
-        def _answer(self, request: DecodeRequest) -> Hypothesis:
-            seconds = min(5.0, len(request.samples) / SAMPLE_RATE)
-            return Hypothesis("word", "en", (Word("word", 0.0, seconds, 0.9),))
-
-    model = Lazy()
-    passages = transcribe(model, [speech(12)], [speech(3)], [speech(9)])
-    ends = [(round(passage.start), round(passage.end)) for passage in passages]
-    assert ends == [(0, 5), (5, 10), (10, 12), (0, 3), (0, 5), (5, 9)]
-    assert model.batches == [3, 4, 2]
-
-
-def test_long_recordings_are_read_as_they_are_needed() -> None:
-    num_read = 0
-
-    def hours() -> Iterator[Samples]:
-        nonlocal num_read
-        for _ in range(160):
-            num_read += 1
-            yield np.concatenate([speech(4), silence(6)])
-
-    model = ScriptedModel()
-    found = transcribe_recordings(model, loud_is_voice, [hours()], OPTIONS, 8)
-    next(found)
-    assert num_read < 20
-    assert sum(1 for _ in found) == 159
-    assert set(model.batches) == {8}
+async def test_options_of_a_recording_are_those_of_its_windows(
+    conversation: NDArray[np.float32],
+) -> None:
+    model = ScriptedModel(fingerprint)
+    audio = pcm(conversation[: 5 * 16_000])
+    async with open_jobs(scripted_engine(model)) as jobs:
+        await hear(open_recording(jobs, "a"), pieces_of(audio, 4096), Pcm())
+        assert {request.effort for request in model.requests} == {Effort.THOROUGH}
+        assert {request.prompt for request in model.requests} == {None}
+        model.requests.clear()
+        # Those of live streams change nothing.
+        quick = open_recording(
+            jobs, "b", effort="quick", prompt="Hello.", mode="low_latency", endpoint_silence=0.1
+        )
+        events = await hear(quick, pieces_of(audio, 4096), Pcm())
+        [request] = model.requests
+        assert (request.effort, request.prompt, request.retry) == (Effort.QUICK, "Hello.", True)
+        assert len(events) == 3
+        live = jobs.open(direct("live"), JobOptions(effort=Effort.THOROUGH))
+        model.requests.clear()
+        await hear(live, pieces_of(audio, 4096), Pcm())
+        assert {request.effort for request in model.requests} == {Effort.QUICK}
 
 
-def test_a_batch_is_never_more_than_the_model_takes() -> None:
-    model = ScriptedModel()
-    transcribe(model, *([speech(1)] for _ in range(40)), batch=100)
-    assert model.batches == [16, 16, 8]
+async def test_events_are_numbered_times_do_not_fall_and_the_job_tells_of_it(
+    conversation: NDArray[np.float32],
+) -> None:
+    async with open_jobs(scripted_engine(ScriptedModel(fingerprint))) as jobs:
+        job = open_recording(jobs, "a")
+        events = await hear(job, pieces_of(pcm(conversation), 4096), Pcm())
+        assert [event.seq for event in events] == list(range(len(events)))
+        finals = [event for event in events if isinstance(event, Final)]
+        times = [time for it in finals for time in (it.start, it.end)]
+        assert times == sorted(times)
+        assert all(it.detail is not None and it.detail.seek <= 100 * it.start for it in finals)
+        *_, end = events
+        assert end == End(len(events) - 1, len(conversation) / 16_000, EndReason.EOF)
+        told = job.document()
+        assert told["words"] == sum(len(it.words) for it in finals)
+        assert (told["lag_seconds"], told["partials"]) == (0, 0)
+        assert told["decode_seconds"] > 0
+        assert jobs.max_lag_seconds == 0
 
 
-SENTENCES = (
-    "The quick brown fox jumps over the lazy dog.",
-    "We are going to the theater tomorrow.",
-    "Please keep your ticket until the end of the journey.",
-    "There is a small garden behind the old house.",
-    "My brother has bought a new bicycle.",
-    "The train to the coast leaves at nine.",
-    "Nobody knows where the money has gone.",
-    "She has been reading the same book for weeks.",
-)
+async def test_a_failed_decode_ends_a_recording_with_an_error(
+    conversation: NDArray[np.float32],
+) -> None:
+    async with open_jobs(
+        scripted_engine(ScriptedModel(lambda _: DecodeError("no memory")))
+    ) as jobs:
+        job = open_recording(jobs, "a")
+        with pytest.raises(ExceptionGroup):
+            await hear(job, pieces_of(pcm(conversation), 4096), Pcm())
+        *_, failure, end = [event async for event in job.log.read() if event is not None]
+        assert isinstance(failure, Failure)
+        assert isinstance(end, End)
+        assert (failure.code, end.reason) == ("decode_failed", EndReason.ERROR)
+        assert not any(isinstance(event, Final) for event in [failure, end])
+
+
+async def test_a_recording_that_is_stopped_is_heard_as_far_as_it_came(
+    conversation: NDArray[np.float32],
+) -> None:
+    came = asyncio.Event()
+
+    async def part() -> Chunks:
+        yield pcm(conversation[: 5 * 16_000])
+        came.set()
+        await asyncio.Event().wait()
+
+    async with open_jobs(scripted_engine(ScriptedModel(fingerprint))) as jobs:
+        job = open_recording(jobs, "a")
+        async with asyncio.TaskGroup() as group:
+            events = group.create_task(hear(job, part(), Pcm()))
+            await came.wait()
+            finalized = group.create_task(job.finalize())
+            await job.stop(EndReason.SHUTDOWN)
+            await finalized
+        *finals, end = (it for it in events.result() if isinstance(it, Final | End))
+        assert finals
+        assert end == End(end.seq, 5.0, EndReason.SHUTDOWN)
+
+
+def texts(events: Sequence[Event]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Final)]
 
 
 @pytest.mark.model
-def test_a_long_recording_is_heard_from_end_to_end(speak: Speak) -> None:
-    """Two minutes of sentences with pauses: all are there, in order, at their times."""
-    spoken = [speak(sentence) for sentence in SENTENCES]
-    blocks, foxes, position = [], [], 0
-    for number in range(4 * len(SENTENCES)):
-        if number % len(SENTENCES) == 0:
-            foxes.append(position / SAMPLE_RATE)
-        blocks += [spoken[number % len(SENTENCES)], silence(1)]
-        position += len(blocks[-2]) + len(blocks[-1])
-    model = BatchedModel("tiny.en", MODELS / "tiny.en.pt", "cpu")
-    found = transcribe_recordings(model, VoiceModel().probabilities, [blocks], OPTIONS, 3)
-    passages = [passage for _, passage in found]
-    heard = plain(" ".join(passage.text for passage in passages))
-    assert jiwer.wer(plain(" ".join(SENTENCES * 4)), heard) < 0.05, heard
-    words = [word for passage in passages for word in passage.words]
-    times = [word.start for word in words if plain(word.text) == "fox"]
-    assert len(times) == 4
-    assert all(0 < time - start < 2 for time, start in zip(times, foxes, strict=True))
+async def test_case_recordings_05_uploads_at_random_moments_of_a_loaded_service_give_one_text(
+    conversation: NDArray[np.float32],
+) -> None:
+    audio, chance = pcm(conversation[: 25 * 16_000]), random.Random(5)
+    live = [f"live{number}" for number in range(2)]
+    async with open_jobs(open_engine) as jobs:
+        alone = await hear(open_recording(jobs, "alone"), pieces_of(audio, len(audio)), Pcm())
+        assert len(alone) > 4
 
+        async def upload(number: int) -> list[Event]:
+            for _ in range(chance.randrange(20_000)):
+                await asyncio.sleep(0)
+            job = open_recording(jobs, f"n{number}")
+            return await hear(job, pieces_of(audio, chance.randrange(100, 100_000)), Pcm())
 
-def plain(text: str) -> str:
-    return "".join(letter for letter in text.lower() if letter.isalpha() or letter == " ")
+        async with asyncio.TaskGroup() as group:
+            uploads = [group.create_task(upload(number)) for number in range(NUM_UPLOADS)]
+            for name in live:
+                stream = jobs.open(direct(name), JobOptions())
+                group.create_task(hear(stream, pieces_of(audio, 3200), Pcm()))
+        assert {tuple(texts(task.result())) for task in uploads} == {tuple(texts(alone))}
+        assert all(task.result() == alone for task in uploads)

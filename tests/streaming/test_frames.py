@@ -30,3 +30,15 @@ def test_what_fills_no_frame_waits(num_samples: int) -> None:
     assert list(frames.receive_samples(np.zeros(num_samples, np.float32))) == []
     assert len(frames.receive_end()) == num_samples
     assert len(frames.receive_end()) == 0
+
+
+@given(st.lists(st.integers(0, 5 * FRAME_SAMPLES), max_size=8))
+def test_blocks_of_one_size_are_the_same_however_the_samples_come(lengths: list[int]) -> None:
+    stream = np.arange(sum(lengths), dtype=np.float32)
+    frames = FrameBlocks(3, 3)
+    pieces = np.split(stream, np.cumsum(lengths)[:-1]) if lengths else []
+    blocks = [block for piece in pieces for block in frames.receive_samples(piece)]
+    assert {len(block) for block in blocks} <= {3 * FRAME_SAMPLES}
+    tail = frames.receive_end()
+    assert len(tail) < 3 * FRAME_SAMPLES
+    assert np.array_equal(np.concatenate([*blocks, tail]), stream)

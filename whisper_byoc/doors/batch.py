@@ -23,13 +23,24 @@ from whisper_byoc.decode import Task
 from whisper_byoc.doors import openai, requests
 from whisper_byoc.doors.dialects import Answer, Dialect, Pipeline, Plain
 from whisper_byoc.doors.errors import error_response
+from whisper_byoc.doors.progress import Place, Progress
 from whisper_byoc.doors.prompt import promise
 from whisper_byoc.doors.uploads import Fields, Upload, gathered, open_upload
-from whisper_byoc.jobs.job import Job
+from whisper_byoc.jobs.job import Job, JobState
 from whisper_byoc.jobs.options import JobOptions, Options
+from whisper_byoc.jobs.recordings import RecordingWork
 from whisper_byoc.service import Service
 from whisper_byoc.settings import own_model_name
-from whisper_byoc.transcript import OCTETS, End, EndReason, Event, Failure, PayloadWriter, Writer
+from whisper_byoc.transcript import (
+    OCTETS,
+    End,
+    Endpoint,
+    EndReason,
+    Event,
+    Failure,
+    PayloadWriter,
+    Writer,
+)
 
 
 class BatchEndpoint:
@@ -59,6 +70,8 @@ class Exchange:
         """Writes the events of a streamed answer; None before its first byte and after its last."""
         self._next_seq = 0
         self._done = False
+        self._progress = Progress(None)
+        self._told_seconds = 0.0
 
     async def run(self) -> None:
         try:
@@ -114,6 +127,7 @@ class Exchange:
                     jobs.change(job, values)
                 self._check_language(job.options)
                 answer = self._answer_form({**query, **fields}, job.options)
+                self._progress = Progress(parts.num_bytes)
                 feed = feeding.create_task(_feed(job, parts))
                 if answer.streamed:
                     await self._stream(job, answer)
@@ -177,6 +191,7 @@ class Exchange:
             assert event is not None, "read without an idle time"
             _check(job, event)
             body += _bytes(answer.writer.write(event))
+            self._told_progress(job, answer.writer)
         headers = self._headers(answer, job, whole=True)
         return Response(bytes(body), headers=headers)
 
@@ -190,12 +205,29 @@ class Exchange:
                 if event is not None:
                     _check(job, event)
                 await self._begin(job, answer)
-            text = answer.writer.keepalive() if event is None else answer.writer.write(event)
-            self._next_seq = self._next_seq if event is None else event.seq + 1
             if isinstance(event, End):
-                await self._finish(_bytes(text))
-            elif text:
-                await self._write(_bytes(text))
+                await self._finish(_bytes(answer.writer.write(event)))
+                return
+            text = _bytes(b"" if event is None else answer.writer.write(event))
+            self._next_seq = self._next_seq if event is None else event.seq + 1
+            if event is None or isinstance(event, Endpoint):
+                text += self._told_progress(job, answer.writer).encode()
+            if text := text or answer.writer.keepalive().encode():
+                await self._write(text)
+
+    def _told_progress(self, job: Job, writer: Writer) -> str:
+        """How far the job has come, if that is further than when it was told last: for the caller,
+        where its format has a place for it, and every tenth for the log."""
+        work = job.work
+        if not isinstance(work, RecordingWork) or work.heard_seconds == self._told_seconds:
+            return ""
+        self._told_seconds = work.heard_seconds
+        complete = job.state is not JobState.RECEIVING
+        place = Place(work.heard_seconds, work.audio_seconds, job.num_bytes, complete)
+        percent = self._progress.receive_place(place)
+        if (logged := self._progress.percent_to_log()) is not None:
+            job.logger.info("%d %% heard, %.1f s", logged, work.heard_seconds)
+        return writer.progress(work.heard_seconds, percent)
 
     async def _begin(self, job: Job, answer: Answer) -> None:
         self._begun = answer.writer

@@ -167,6 +167,11 @@ class DeltaWriter(transcript.Writer):
     def keepalive(self) -> str:
         return transcript.SSE_KEEPALIVE
 
+    def progress(self, seconds: float, percent: int | None) -> str:
+        """A comment: OpenAI has no event for it, and clients skip comments."""
+        share = "" if percent is None else f", {percent} %"
+        return f": progress {seconds:.1f} s{share}\n\n"
+
     def _delta(self, final: Final) -> str:
         before = ("",) if self._text else ()
         delta = join_words((*before, final.text), final.language)

@@ -37,6 +37,8 @@ class Upload:
     fields: Fields
     audio: Chunks
     audio_format: AudioFormat | None
+    num_bytes: int | None = None
+    """Of the audio, where that is told before it is read."""
 
 
 def media_type(request: Request) -> str:
@@ -60,17 +62,22 @@ async def open_upload(
             for file in (file for name in FILE_FIELDS for file in form.getlist(name)):
                 if isinstance(file, UploadFile):
                     declared = format_of_content_type(file.content_type) if is_audio else None
-                    yield Upload(fields, _file_chunks(file), declared)
+                    yield Upload(fields, _file_chunks(file), declared, file.size)
                     return
         elif media_type(request) == "application/json" and is_audio:
             fields = _json_fields(b"".join([chunk async for chunk in incoming.chunks()]))
         else:
             content_type = request.headers.get("Content-Type")
             declared = format_of_content_type(content_type) if is_audio else None
-            yield Upload({}, incoming.chunks(), declared)
+            yield Upload({}, incoming.chunks(), declared, _told_length(request))
             return
         audio, declared = _encoded_audio(fields)
-        yield Upload(fields, _slices(audio), declared)
+        yield Upload(fields, _slices(audio), declared, len(audio))
+
+
+def _told_length(request: Request) -> int | None:
+    length = request.headers.get("Content-Length", "")
+    return int(length) if length.isdecimal() else None
 
 
 @asynccontextmanager
@@ -84,7 +91,13 @@ async def _form(request: Request, incoming: Incoming, limit: int) -> AsyncIterat
             form = await stack.enter_async_context(parsing)
         except HTTPException as error:
             raise BadMessage(f"a form that cannot be read ({error.detail})", expected) from error
-        yield form
+        try:
+            yield form
+        finally:
+            # Starlette closes them, too, but not when it is cancelled before it comes to that.
+            for _, file in form.multi_items():
+                if isinstance(file, UploadFile):
+                    file.file.close()
 
 
 def gathered(items: Iterable[tuple[str, str]]) -> Fields:

@@ -25,8 +25,9 @@ MAX_WINDOW_SECONDS = 28.0
 """Measured: shorter windows cost words (docs/engine.md, Recordings)."""
 MAX_SPLITS = 3
 """How often a window may be divided because its words leave out speech."""
-MAX_WINDOWS_OUT = 16
-"""Windows of one recording that are decoded, or are and wait for one before them."""
+MAX_WINDOWS_OUT = 8
+"""Windows of one recording that are decoded, or are and wait for one before them. Measured: more
+gain no speed, and cost memory (docs/engine.md, Recordings)."""
 _MAX_SILENCE = 10 * SAMPLE_RATE
 """Samples of a gap that are heard as silence. Speech before and behind a longer one has nothing to
 do with one another."""

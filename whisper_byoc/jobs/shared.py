@@ -7,9 +7,6 @@ from whisper_byoc.inference.engine import Engine
 from whisper_byoc.inference.voice import VoiceActivity
 from whisper_byoc.metrics import Metrics
 
-BATCHES_OUT = 2
-"""Of windows of recordings: one that is decoded, and the next."""
-
 
 @dataclass(frozen=True, slots=True)
 class Inference:
@@ -17,8 +14,8 @@ class Inference:
 
     live_slack_seconds: a stream is live while it has brought no more audio than the time since its
     start and this; what comes faster is a file, for which nobody waits word by word.
-    places: of windows of recordings, at the engine or on their way to it. They are given out in
-    order of asking, so that recordings take turns, and they bound the audio that all hold.
+    places: of windows of recordings that are at the engine, as many as go together. They are given
+    out in order of asking, so that recordings take turns, and bound what all of them hold.
     """
 
     engine: Engine
@@ -29,4 +26,4 @@ class Inference:
 
     def __post_init__(self) -> None:
         largest = max(model.max_batch for model in self.engine.models.values())
-        object.__setattr__(self, "places", asyncio.Semaphore(BATCHES_OUT * largest))
+        object.__setattr__(self, "places", asyncio.Semaphore(largest))
