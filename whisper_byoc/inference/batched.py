@@ -1,6 +1,7 @@
 """Whisper in batches: right-sized windows, shared decode steps, a ladder of retries."""
 
 import math
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -20,16 +21,25 @@ from whisper.tokenizer import LANGUAGES, Tokenizer, get_tokenizer
 from whisper.utils import compression_ratio
 
 from whisper_byoc.audio.formats import SAMPLE_RATE
-from whisper_byoc.decode import DecodeRequest, Hypothesis, Rung, Task, Trip
+from whisper_byoc.decode import DecodeRequest, Effort, Hypothesis, Rung, Task, Trip
 from whisper_byoc.errors import DecodeError
+from whisper_byoc.inference.beam_search import BeamSearch, Search
 from whisper_byoc.inference.checkpoint import Checkpoint
-from whisper_byoc.inference.decoding import Decoded, EncodedWindow, Rules, decode_all
+from whisper_byoc.inference.decoding import (
+    Course,
+    Decoded,
+    EncodedWindow,
+    Rules,
+    Straight,
+    decode_in_steps,
+)
 from whisper_byoc.inference.ladder import TEMPERATURES, find_trip
 from whisper_byoc.inference.network import MAX_FRAMES, Ask, Feed
 from whisper_byoc.inference.precision import Branch, choose_branch, open_network
 from whisper_byoc.inference.speech_rates import tokens_per_second
 from whisper_byoc.inference.words import words_of
 from whisper_byoc.settings import num_cores
+from whisper_byoc.transcript import UNSPACED
 
 FRAMES_PER_SECOND = 50
 BUCKET_FRAMES = FRAMES_PER_SECOND
@@ -62,6 +72,11 @@ class _Attempt:
     @cached_property
     def text(self) -> str:
         return str(self.tokenizer.decode(self.decoded.tokens)).strip()
+
+    def words(self, tokens: Sequence[int]) -> list[str]:
+        """Of a text, as texts are compared: letters and digits, in small ones."""
+        text = str(self.tokenizer.decode(tokens)).lower()
+        return re.findall(r"[^\W_]" if self.language in UNSPACED else r"[^\W_](?:[\w']*\w)?", text)
 
     @property
     def compression_ratio(self) -> float:
@@ -100,6 +115,7 @@ class BatchedModel:
         checkpoint = Checkpoint.load(path, name)
         num_tokens = checkpoint.dims.n_vocab
         self._full_padding = full_padding
+        self.search = Search()
         self._multilingual = num_tokens >= _MULTILINGUAL_VOCABULARY
         self._num_languages = num_tokens - 51765 - self._multilingual
         self.languages = frozenset(LANGUAGES if self._multilingual else ["en"])
@@ -169,13 +185,19 @@ class BatchedModel:
 
     def _attempt(self, encoded: Sequence[_Attempt], temperature: float = 0.0) -> list[_Attempt]:
         """Decode them together."""
-        windows = [attempt.window for attempt in encoded]
+        courses = [self._course(attempt, temperature) for attempt in encoded]
         with self._timed("network"):
-            decoded = decode_all(self._network, self._rules, windows, temperature)
+            for _ in decode_in_steps(self._network, courses):
+                pass
         return [
-            replace(one, decoded=it, temperature=temperature)
-            for one, it in zip(encoded, decoded, strict=True)
+            replace(one, decoded=course.result, temperature=temperature)
+            for one, course in zip(encoded, courses, strict=True)
         ]
+
+    def _course(self, attempt: _Attempt, temperature: float) -> Course:
+        if attempt.request.effort is Effort.QUICK or temperature > 0:
+            return Straight(attempt.window, self._rules, temperature)
+        return BeamSearch(attempt.window, self._rules, self.search, attempt.words)
 
     def _encode(self, request: DecodeRequest, full_padding: bool) -> _Attempt:
         seconds = len(request.samples) / SAMPLE_RATE
