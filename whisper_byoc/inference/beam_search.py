@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from whisper_byoc.decode import MAX_NO_SPEECH_PROBABILITY, MIN_AVG_LOGPROB
 from whisper_byoc.inference.decoding import Decoded, EncodedWindow, Rules, attention_of
 from whisper_byoc.inference.minimum_risk import least_risk
 from whisper_byoc.inference.network import Ask, Cache, Choice, Feed, Network
@@ -19,12 +20,12 @@ class Search:
     """width: how many texts are followed at once, and how many are chosen among.
 
     heat: of the choice among them (`least_risk`). margin: by how much a text's log-probability may
-    be under that of the best and still count.
+    be under that of the best; what is further below is given up.
     """
 
     width: int = 10
-    heat: float = 1.0
-    margin: float = 100.0
+    heat: float = 1.5
+    margin: float = 5.0
 
 
 class _Text(NamedTuple):
@@ -33,6 +34,10 @@ class _Text(NamedTuple):
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     total: float = 0.0
+
+    @property
+    def avg_logprob(self) -> float:
+        return self.total / len(self.logprobs)
 
     def with_next(self, token: int | None, logprob: float) -> "_Text":
         """None: it ends."""
@@ -50,6 +55,7 @@ class BeamSearch:
     def __init__(self, window: EncodedWindow, rules: Rules, search: Search, words: Words) -> None:
         self.result = Decoded()
         self.done = False
+        self.num_caches = 1 + search.width
         self._window, self._rules, self._search, self._words = window, rules, search, words
         self._beams: list[tuple[_Text, Cache]] = []
         self._ended: list[_Text] = []
@@ -122,8 +128,9 @@ class BeamSearch:
         if not candidates:
             raise ValueError("no token may follow, expected some logit above −∞")
         candidates.sort(key=lambda it: -it[0])
-        worst = max(candidates[0][0], *(text.total for text in self._ended), -1e30)
-        worst -= self._search.margin
+        ended = (text.total for text in self._ended if self._is_believable(text))
+        best = max([candidates[0][0], *ended])
+        worst = best - self._search.margin
         going_on: list[tuple[_Text, Cache]] = []
         for total, text, token, logprob, cache in candidates:
             if len(going_on) == self._search.width or total < worst:
@@ -143,6 +150,7 @@ class BeamSearch:
         """One of those that have an end; where none has, of those that reached the cap."""
         complete = bool(self._ended)
         texts = self._ended or [text for text, _ in self._beams]
+        texts = [text for text in texts if self._is_believable(text)] or texts
         texts = sorted(texts, key=lambda text: -text.total)
         place = least_risk(
             [self._words(text.tokens) for text in texts],
@@ -159,6 +167,11 @@ class BeamSearch:
         self._beams = []
         if not chosen.tokens:
             self._finish()
+
+    def _is_believable(self, text: _Text) -> bool:
+        """Whether the ladder would not find it improbable."""
+        silent = self.result.no_speech_prob > MAX_NO_SPEECH_PROBABILITY
+        return silent or text.avg_logprob >= MIN_AVG_LOGPROB
 
     def _finish(self) -> None:
         self.result.attention = attention_of(self.result, self._window, self._root)

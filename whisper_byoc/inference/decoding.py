@@ -120,6 +120,11 @@ class Course(Protocol):
     @property
     def done(self) -> bool: ...
 
+    @property
+    def num_caches(self) -> int:
+        """How many it may have open at once."""
+        ...
+
     def open(self, network: Network) -> None:
         """Take the caches that it needs. Raises ValueError when there is no room for them."""
         ...
@@ -141,6 +146,8 @@ class Course(Protocol):
 class Straight:
     """A course of one text: the most probable token each time, or at a temperature above 0 one
     that is drawn."""
+
+    num_caches = 1
 
     def __init__(self, window: EncodedWindow, rules: Rules, temperature: float = 0.0) -> None:
         self.result = Decoded()
@@ -240,3 +247,15 @@ def decode_in_steps(network: Network, courses: Sequence[Course]) -> Iterator[Non
                 logits = logits[count:]
             running = [course for course in running if not course.done]
             yield
+
+
+def in_groups(courses: Sequence[Course], most: int) -> Iterator[list[Course]]:
+    """In order, as many together as need at most so many caches; at least one."""
+    group: list[Course] = []
+    for course in courses:
+        if group and sum(it.num_caches for it in [*group, course]) > most:
+            yield group
+            group = []
+        group.append(course)
+    if group:
+        yield group
