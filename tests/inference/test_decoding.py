@@ -80,16 +80,20 @@ class ScriptedNetwork:
                 logits = self._logits_of([*before, *tokens[: ask.at + 1]])
                 rows.append(logits)
             choices.append(
-                [choose(row, ask) for row, ask in zip(rows[-len(asks) :], asks, strict=True)]
+                [
+                    choose(row, ask)
+                    for row, ask in zip(rows[len(rows) - len(asks) :], asks, strict=True)
+                ]
             )
             cache.tokens = [*before, *tokens]
             cache.length = len(cache.tokens)
-        return choices, torch.stack(rows)
+        return choices, torch.stack(rows) if rows else torch.empty(0, NUM_TOKENS)
 
 
 def choose(logits: torch.Tensor, ask: Ask) -> Choice:
     allowed = logits + (0 if ask.mask is None else ask.mask)
     best = [(int(it), float(allowed[it])) for it in allowed.topk(ask.num_best).indices]
+    best = [it for it in best if it[1] > -np.inf]
     return Choice(int(allowed.argmax()), float(allowed.max()), float(allowed.logsumexp(-1)), best)
 
 
