@@ -16,7 +16,7 @@ from tests.conftest import MODELS
 from whisper_byoc.inference.batched import log_mel
 from whisper_byoc.inference.checkpoint import Checkpoint, Dimensions
 from whisper_byoc.inference.engine import read_warm_up_clip
-from whisper_byoc.inference.native import Library, NativeNetwork
+from whisper_byoc.inference.native import Library, NativeEncoded, NativeNetwork
 from whisper_byoc.inference.network import MAX_FRAMES, Ask, Feed
 
 PREFIX = [257, 362]
@@ -40,8 +40,28 @@ def drive(network: NativeNetwork, mel: torch.Tensor) -> None:
         feeds = [Feed(cache, range(last - first), asks) for cache in (caches[0], caches[-1])]
         network.forward(feeds)
     caches[0].attention(0, 448)
+    drive_beams(network, encoded, mask)
     for cache in caches:
         network.close(cache)
+
+
+def drive_beams(network: NativeNetwork, encoded: list[NativeEncoded], mask: int) -> None:
+    """Forks of forks, of windows of every length, up to the last position, with the best of all."""
+    size = network.dims.n_vocab
+    for window in encoded:
+        root = network.open(window, 14, forks=8)
+        network.forward([Feed(root, PREFIX, [Ask(1, mask, 10)])])
+        beams = [network.fork(root) for _ in range(8)]
+        for place, count in enumerate((1, 7, size)):
+            network.forward([Feed(beam, [place], [Ask(0, mask, count)]) for beam in beams])
+            for beam in beams[1::2]:
+                network.close(beam)
+            beams = [beam for kept in beams[::2] for beam in (kept, network.fork(kept))]
+        network.forward([Feed(beam, range(9), [Ask(8, None, 3)]) for beam in beams])
+        network.forward([Feed(root, range(12), [])])
+        root.attention(0, 14)
+        for cache in (*beams, root):
+            network.close(cache)
 
 
 def small_weights(dims: Dimensions) -> dict[str, torch.Tensor]:

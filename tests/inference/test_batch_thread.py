@@ -1,13 +1,14 @@
 """One thread that answers many tasks."""
 
 import asyncio
+import math
 import threading
 from collections.abc import Sequence
 
 import pytest
 
 from whisper_byoc.errors import DecodeError
-from whisper_byoc.inference.batch_thread import BatchThread
+from whisper_byoc.inference.batch_thread import BatchThread, Steps
 
 pytestmark = pytest.mark.anyio
 TIMEOUT = 10
@@ -106,3 +107,95 @@ async def test_leaving_waits_for_the_batch_in_the_thread() -> None:
             caller.cancel()
             threading.Timer(0.05, compute.gate.set).start()
         assert compute.batches == [[1]]
+
+
+class Counter:
+    """Computes in ten steps, waits for the gate before the second, and keeps what it did."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.begun = threading.Event()
+        self.closed = threading.Event()
+        self.course: list[str] = []
+
+    def __call__(self, requests: Sequence[int]) -> list[int | DecodeError]:
+        self.course.append("live")
+        return [2 * n for n in requests]
+
+    def steps(self, requests: Sequence[int]) -> Steps[int]:
+        try:
+            for step in range(10):
+                self.course.append(f"{len(requests)}: {step}")
+                self.begun.set()
+                assert self.gate.wait(TIMEOUT)
+                if 0 in requests:
+                    raise RuntimeError("zero")
+                yield
+            return [10 * n for n in requests]
+        finally:
+            self.closed.set()
+
+
+def lanes() -> tuple[Counter, BatchThread[int, int]]:
+    compute = Counter()
+    return compute, BatchThread("test", compute, 4, compute.steps, max_patient=2)
+
+
+async def test_what_is_live_goes_in_between_two_steps() -> None:
+    compute, thread = lanes()
+    async with asyncio.timeout(TIMEOUT), thread.serve(), asyncio.TaskGroup() as group:
+        patient = [group.create_task(thread.submit(n, math.inf)) for n in (1, 2, 3)]
+        await asyncio.to_thread(compute.begun.wait)
+        live = group.create_task(thread.submit(4, 1.0))
+        await asyncio.sleep(0)
+        compute.gate.set()
+        assert await live == 8
+        assert [await task for task in patient] == [10, 20, 30]
+    first = compute.course.index("live")
+    assert first == 1
+    assert compute.course[:1] == ["2: 0"]
+    rest = [f"2: {step}" for step in range(1, 10)] + [f"1: {step}" for step in range(10)]
+    assert compute.course[2:] == rest
+
+
+async def test_what_nobody_waits_for_any_more_is_given_up() -> None:
+    compute, thread = lanes()
+    async with asyncio.timeout(TIMEOUT), thread.serve(), asyncio.TaskGroup() as group:
+        gone = [group.create_task(thread.submit(n, math.inf)) for n in (1, 2)]
+        await asyncio.to_thread(compute.begun.wait)
+        for task in gone:
+            task.cancel()
+        await asyncio.wait(gone)
+        compute.gate.set()
+        assert await thread.submit(3, 1.0) == 6
+        assert await thread.submit(4, math.inf) == 40
+    assert compute.course.count("2: 0") == 1
+    assert "2: 2" not in compute.course
+
+
+async def test_leaving_waits_for_the_step_in_the_thread() -> None:
+    compute, thread = lanes()
+    async with asyncio.timeout(TIMEOUT), asyncio.TaskGroup() as group:
+        async with thread.serve():
+            caller = group.create_task(thread.submit(1, math.inf))
+            await asyncio.to_thread(compute.begun.wait)
+            caller.cancel()
+            threading.Timer(0.05, compute.gate.set).start()
+        assert compute.closed.is_set()
+    assert compute.course == ["1: 0"]
+
+
+async def test_steps_that_fail_harm_no_other() -> None:
+    compute, thread = lanes()
+    compute.gate.set()
+    async with asyncio.timeout(TIMEOUT), thread.serve():
+        with pytest.raises(DecodeError, match="RuntimeError: zero"):
+            await thread.submit(0, math.inf)
+        assert await thread.submit(1, math.inf) == 10
+
+
+async def test_without_steps_a_patient_request_is_computed_at_once() -> None:
+    thread = BatchThread("test", Doubler(), max_batch=3)
+    async with asyncio.timeout(TIMEOUT), thread.serve():
+        answers = await asyncio.gather(thread.submit(1, math.inf), thread.submit(2))
+        assert list(answers) == [2, 4]

@@ -16,7 +16,7 @@ from whisper.tokenizer import get_tokenizer
 from tests.conftest import MODELS, Speak
 from whisper_bench.files import read_audio
 from whisper_bench.reference import ReferenceModel
-from whisper_byoc.decode import DecodeRequest, Hypothesis, Rung, Task
+from whisper_byoc.decode import DecodeRequest, Effort, Hypothesis, Rung, Task
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.batched import BatchedModel, log_mel, silence_level
 from whisper_byoc.inference.network import MAX_FRAMES, Feed, Network
@@ -296,6 +296,40 @@ def test_a_hypothesis_has_its_tokens_and_temperature(
     assert answer.temperature == 0
 
 
+def test_a_thorough_decode_does_not_depend_on_its_neighbours(
+    fast: BatchedModel, clips: list[NDArray[np.float32]]
+) -> None:
+    """Nor on whether they are thorough; and it is the same in steps."""
+    thorough = [request(clip, effort=Effort.THOROUGH) for clip in clips]
+    alone = [decoded(fast, it)[0] for it in thorough]
+    assert decoded(fast, *thorough) == alone
+    quick = decoded(fast, *map(request, clips))
+    mixed = [one for pair in zip(thorough, map(request, clips), strict=True) for one in pair]
+    assert decoded(fast, *mixed)[::2] == alone
+    assert decoded(fast, *mixed)[1::2] == quick
+    steps = fast.decode_in_steps(thorough)
+    for _ in steps:
+        assert decoded(fast, request(clips[0])) == quick[:1]  # another batch, in between
+        break
+    assert decoded(fast, *map(request, clips)) == quick
+    steps.close()
+
+
+@pytest.mark.parametrize("branch", [Branch.FP32, None], ids=["torch", "native"])
+def test_a_thorough_decode_hears_the_sentences(
+    clips: list[NDArray[np.float32]], branch: Branch | None
+) -> None:
+    model = BatchedModel("tiny.en", WEIGHTS, "cpu", branch=branch)
+    answers = decoded(model, *(request(clip, effort=Effort.THOROUGH) for clip in clips))
+    heard = " ".join(answer.text for answer in answers)
+    assert jiwer.wer(plain(" ".join(SENTENCES)), plain(heard)) <= 0.05, heard
+    for clip, answer in zip(clips, answers, strict=True):
+        assert [word.text for word in answer.words] == answer.text.split()
+        assert answer.words[-1].end <= len(clip) / 16_000 + 0.02
+        assert len(answer.evidence) == len(answer.words)
+        assert all(0 < word.probability <= 1 for word in answer.words)
+
+
 class FailingNetwork:
     """A network that fails at a chosen place, for the window that has a chosen number of frames."""
 
@@ -310,9 +344,9 @@ class FailingNetwork:
         self._fail("encode", mel.shape[1] // 2)
         return self._network.encode(mel, tail)
 
-    def open(self, encoded: Any, positions: int) -> Any:
+    def open(self, encoded: Any, positions: int, forks: int = 0) -> Any:
         self._fail("open", encoded.num_frames)
-        cache = self._network.open(encoded, positions)
+        cache = self._network.open(encoded, positions, forks)
         if self._phase == "words" and encoded.num_frames == self._frames:
             return Unattended(cache)
         return cache

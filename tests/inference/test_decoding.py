@@ -13,7 +13,13 @@ from whisper.decoding import SuppressBlank, SuppressTokens
 from whisper.tokenizer import get_tokenizer
 
 from whisper_byoc.inference.checkpoint import Dimensions
-from whisper_byoc.inference.decoding import Decoded, EncodedWindow, Rules, decode_all
+from whisper_byoc.inference.decoding import (
+    Decoded,
+    EncodedWindow,
+    Rules,
+    Straight,
+    decode_in_steps,
+)
 from whisper_byoc.inference.network import Ask, Choice, Feed
 
 TOKENIZER = get_tokenizer(False)
@@ -52,9 +58,15 @@ class ScriptedNetwork:
 
     def tail(self, level: float) -> Any: ...
 
-    def open(self, encoded: Any, positions: int) -> ScriptedCache:
+    def open(self, encoded: Any, positions: int, forks: int = 0) -> ScriptedCache:
         self.num_open += 1
         return ScriptedCache()
+
+    def fork(self, cache: Any) -> ScriptedCache:
+        self.num_open += 1
+        fork = ScriptedCache()
+        fork.length, fork.tokens = cache.length, list(cache.tokens)
+        return fork
 
     def close(self, cache: Any) -> None:
         self.num_open -= 1
@@ -68,16 +80,21 @@ class ScriptedNetwork:
                 logits = self._logits_of([*before, *tokens[: ask.at + 1]])
                 rows.append(logits)
             choices.append(
-                [choose(row, ask) for row, ask in zip(rows[-len(asks) :], asks, strict=True)]
+                [
+                    choose(row, ask)
+                    for row, ask in zip(rows[len(rows) - len(asks) :], asks, strict=True)
+                ]
             )
             cache.tokens = [*before, *tokens]
             cache.length = len(cache.tokens)
-        return choices, torch.stack(rows)
+        return choices, torch.stack(rows) if rows else torch.empty(0, NUM_TOKENS)
 
 
 def choose(logits: torch.Tensor, ask: Ask) -> Choice:
     allowed = logits + (0 if ask.mask is None else ask.mask)
-    return Choice(int(allowed.argmax()), float(allowed.max()), float(allowed.logsumexp(-1)))
+    best = [(int(it), float(allowed[it])) for it in allowed.topk(ask.num_best).indices]
+    best = [it for it in best if it[1] > -np.inf]
+    return Choice(int(allowed.argmax()), float(allowed.max()), float(allowed.logsumexp(-1)), best)
 
 
 def whispers_choice(logits: torch.Tensor, tokens: list[int]) -> tuple[int, float]:
@@ -127,9 +144,11 @@ def decode(
     network: ScriptedNetwork, *windows: EncodedWindow, temperature: float = 0.0
 ) -> list[Decoded]:
     rules = Rules(TOKENIZER, NUM_TOKENS, network)
-    results = decode_all(network, rules, windows, temperature)
+    courses = [Straight(window, rules, temperature) for window in windows]
+    for _ in decode_in_steps(network, courses):
+        pass
     assert network.num_open == 0
-    return results
+    return [course.result for course in courses]
 
 
 def window(seconds: float = 5.0, draft: tuple[int, ...] = ()) -> EncodedWindow:

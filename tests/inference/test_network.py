@@ -84,9 +84,111 @@ def test_choices_are_the_best_of_what_the_mask_allows(network: Network, mel: tor
 def test_nothing_is_chosen_where_nothing_may_come(network: Network, mel: torch.Tensor) -> None:
     cache = network.open(network.encode(mel), 8)
     nothing = network.mask(np.full(network.dims.n_vocab, -np.inf, dtype=np.float32))
-    ((answer,),), _ = network.forward([Feed(cache, PREFIX, [Ask(1, nothing)])])
+    ((answer,),), _ = network.forward([Feed(cache, PREFIX, [Ask(1, nothing, num_best=3)])])
     network.close(cache)
-    assert answer == (-1, -np.inf, -np.inf)
+    assert answer[:3] == (-1, -np.inf, -np.inf)
+    assert not answer.best
+
+
+@pytest.mark.parametrize("count", [1, 11, 100, 2000])
+def test_the_best_are_in_order(network: Network, mel: torch.Tensor, count: int) -> None:
+    cache = network.open(network.encode(mel), 8)
+    asks = [Ask(0, num_best=count), ask_text(network, 1)._replace(num_best=count)]
+    (answers,), logits = network.forward([Feed(cache, PREFIX, asks)])
+    network.close(cache)
+    rows = logits[0].cpu(), logits[1, :TEXT_TOKENS].cpu()
+    for answer, row in zip(answers, rows, strict=True):
+        expected = row.sort(descending=True, stable=True)
+        assert [logit for _, logit in answer.best] == pytest.approx(
+            expected.values[:count].tolist()
+        )
+        assert [float(row[token]) for token, _ in answer.best] == pytest.approx(
+            [logit for _, logit in answer.best]
+        )
+        assert len({token for token, _ in answer.best}) == count
+        assert answer.best[0][0] == answer.token
+
+
+def test_as_many_are_named_as_may_come(network: Network, mel: torch.Tensor) -> None:
+    mask = np.full(network.dims.n_vocab, -np.inf, dtype=np.float32)
+    mask[[7, 50000]] = 0
+    cache = network.open(network.encode(mel), 8)
+    ask = Ask(1, network.mask(mask), num_best=5)
+    ((answer,),), _ = network.forward([Feed(cache, PREFIX, [ask])])
+    network.close(cache)
+    assert sorted(token for token, _ in answer.best) == [7, 50000]
+
+
+def test_a_fork_goes_on_as_if_it_had_been_alone(
+    network: Network, branch: Branch, mel: torch.Tensor
+) -> None:
+    """In the C branches to the last bit, whatever its relatives were fed."""
+    encoded = network.encode(mel[:, :500].contiguous(), network.tail(-1.0))
+    endings = [TEXT[4:], TEXT[3::-1], [1000, *TEXT[5:]]]
+    ask = ask_text(network, 0)._replace(num_best=4)
+    expected = []
+    for ending in endings:
+        alone = network.open(encoded, 32)
+        network.forward([Feed(alone, [*PREFIX, *TEXT[:4]], [])])
+        expected.append([network.forward([Feed(alone, [it], [ask])])[0][0][0] for it in ending])
+        network.close(alone)
+    root = network.open(encoded, 32, forks=3)
+    network.forward([Feed(root, [*PREFIX, *TEXT[:4]], [])])
+    first = network.fork(root)
+    gone = network.fork(first)
+    caches = [root, first, network.fork(root)]
+    network.forward([Feed(gone, [5], [])])
+    network.close(gone)
+    for place in range(4):
+        feeds = [
+            Feed(cache, [ending[place]], [ask])
+            for cache, ending in zip(caches, endings, strict=True)
+        ]
+        found, _ = network.forward(feeds)
+        for (answer,), answers in zip(found, expected, strict=True):
+            if branch in (Branch.AVX512, Branch.AVX2):
+                assert answer == answers[place]
+            assert answer.token == answers[place].token
+            assert answer.logit == pytest.approx(answers[place].logit, abs=0.05)
+    looked = root.attention(1, 6)
+    assert np.allclose(looked.sum(-1), 1, atol=1e-3)
+    for cache in caches:
+        network.close(cache)
+
+
+def test_what_a_cache_takes_back_its_forks_keep(network: Network, mel: torch.Tensor) -> None:
+    encoded = network.encode(mel[:, :500].contiguous())
+    straight = network.open(encoded, 32)
+    ask = ask_text(network, 0)
+    network.forward([Feed(straight, [*PREFIX, *TEXT[:4]], [])])
+    (expected,), _ = network.forward([Feed(straight, TEXT[4:5], [ask])])
+    root = network.open(encoded, 32, forks=1)
+    network.forward([Feed(root, [*PREFIX, *TEXT[:4]], [])])
+    fork = network.fork(root)
+    root.length = len(PREFIX)
+    network.forward([Feed(root, [1000, 2000, 3000, 4000, 5000], [])])
+    (found,), _ = network.forward([Feed(fork, TEXT[4:5], [ask])])
+    assert found[0].token == expected[0].token
+    assert found[0].logit == pytest.approx(expected[0].logit, abs=0.05)
+    for cache in (straight, root, fork):
+        network.close(cache)
+
+
+def test_there_are_as_many_forks_as_were_asked_for(network: Network, mel: torch.Tensor) -> None:
+    encoded = network.encode(mel[:, :200].contiguous())
+    for _ in range(3):  # closing gives all of it back, in whichever order
+        root = network.open(encoded, 16, forks=2)
+        network.forward([Feed(root, PREFIX, [])])
+        first, second = network.fork(root), network.fork(root)
+        with pytest.raises(ValueError, match="as many forks are open"):
+            network.fork(first)
+        network.close(second)
+        network.close(second)
+        third = network.fork(first)
+        for cache in (root, third, first):
+            network.close(cache)
+        with pytest.raises(ValueError, match="closed cache is forked"):
+            network.fork(first)
 
 
 def test_a_token_at_a_time_is_the_same_as_all_at_once(network: Network, mel: torch.Tensor) -> None:

@@ -1,5 +1,7 @@
 """Which requests form the next batch."""
 
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,6 +40,23 @@ def test_a_cancelled_request_is_not_served() -> None:
     assert len(scheduler) == 1
     assert list(scheduler.next_batch().values()) == ["kept"]
     scheduler.receive_cancel(number)
+
+
+def test_those_without_a_deadline_go_behind_all_others() -> None:
+    scheduler: Scheduler[str] = Scheduler(max_batch=3, max_patient=2)
+    for name in ("file 1", "file 2", "file 3"):
+        scheduler.receive_request(name, math.inf)
+    assert not scheduler.has_urgent
+    scheduler.receive_request("live", 9.0)
+    gone = scheduler.receive_request("gone", math.inf)
+    assert scheduler.has_urgent
+    assert len(scheduler) == 5
+    scheduler.receive_cancel(gone)
+    assert list(scheduler.next_batch().values()) == ["live"]
+    assert scheduler.next_batch() == {}
+    assert list(scheduler.next_patient_batch().values()) == ["file 1", "file 2"]
+    assert list(scheduler.next_patient_batch().values()) == ["file 3"]
+    assert scheduler.next_patient_batch() == {}
 
 
 steps = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.sampled_from("ab")))

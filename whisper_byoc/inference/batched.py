@@ -1,9 +1,10 @@
 """Whisper in batches: right-sized windows, shared decode steps, a ladder of retries."""
 
 import math
+import re
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,17 +21,28 @@ from whisper.tokenizer import LANGUAGES, Tokenizer, get_tokenizer
 from whisper.utils import compression_ratio
 
 from whisper_byoc.audio.formats import SAMPLE_RATE
-from whisper_byoc.decode import DecodeRequest, Hypothesis, Rung, Task, Trip
+from whisper_byoc.decode import DecodeRequest, Effort, Hypothesis, Rung, Task, Trip
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.alignment import WORD_DELAYS
+from whisper_byoc.inference.batch_thread import Steps
+from whisper_byoc.inference.beam_search import BeamSearch, Search
 from whisper_byoc.inference.checkpoint import Checkpoint
-from whisper_byoc.inference.decoding import Decoded, EncodedWindow, Rules, decode_all
+from whisper_byoc.inference.decoding import (
+    Course,
+    Decoded,
+    EncodedWindow,
+    Rules,
+    Straight,
+    decode_in_steps,
+    in_groups,
+)
 from whisper_byoc.inference.ladder import TEMPERATURES, find_trip
 from whisper_byoc.inference.network import MAX_FRAMES, Ask, Feed
 from whisper_byoc.inference.precision import Branch, choose_branch, open_network
 from whisper_byoc.inference.speech_rates import tokens_per_second
 from whisper_byoc.inference.words import words_of
 from whisper_byoc.settings import num_cores
+from whisper_byoc.transcript import UNSPACED
 
 FRAMES_PER_SECOND = 50
 BUCKET_FRAMES = FRAMES_PER_SECOND
@@ -44,6 +56,8 @@ _MULTILINGUAL_VOCABULARY = 51865
 MAX_BATCH = 16
 MAX_BATCH_CUDA = 64
 """Windows decoded together: a stream waits for the slowest of them."""
+MAX_CACHES = 88
+"""Texts in one pass, of eight windows with ten beams and a cache that those are forked from."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,11 @@ class _Attempt:
     @cached_property
     def text(self) -> str:
         return str(self.tokenizer.decode(self.decoded.tokens)).strip()
+
+    def words(self, tokens: Sequence[int]) -> list[str]:
+        """Of a text, as texts are compared: letters and digits, in small ones."""
+        text = str(self.tokenizer.decode(tokens)).lower()
+        return re.findall(r"[^\W_]" if self.language in UNSPACED else r"[^\W_](?:[\w']*\w)?", text)
 
     @property
     def compression_ratio(self) -> float:
@@ -99,14 +118,17 @@ class BatchedModel:
         self.device = device
         self.branch = branch or choose_branch(device)
         self.max_batch = MAX_BATCH if device == "cpu" else MAX_BATCH_CUDA
+        # In fp32 on a CPU each takes 24 MB.
+        self._max_caches = MAX_BATCH if self.branch is Branch.FP32 else MAX_CACHES
         checkpoint = Checkpoint.load(path, name)
         num_tokens = checkpoint.dims.n_vocab
         self._full_padding = full_padding
+        self.search = Search()
         self._multilingual = num_tokens >= _MULTILINGUAL_VOCABULARY
         self._num_languages = num_tokens - 51765 - self._multilingual
         self.languages = frozenset(LANGUAGES if self._multilingual else ["en"])
         self._network = open_network(
-            self.branch, checkpoint, device, threads or num_cores(), self.max_batch
+            self.branch, checkpoint, device, threads or num_cores(), self._max_caches
         )
         self._rules = Rules(self._tokenizer("en", "transcribe"), num_tokens, self._network)
         self._tails: dict[int, Any] = {}
@@ -122,27 +144,41 @@ class BatchedModel:
         return {part: self._seconds[part] for part in ("mel", "word times")} | parts
 
     def decode(self, requests: Sequence[DecodeRequest]) -> list[Hypothesis | DecodeError]:
-        """See `Model`. A batch in which one window fails is decoded again, a window at a time: the
-        others' words do not depend on it."""
+        """See `Model`."""
+        steps = self.decode_in_steps(requests)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return list(end.value)
+
+    @torch.inference_mode()
+    def decode_in_steps(self, requests: Sequence[DecodeRequest]) -> Steps[Hypothesis]:
+        """See `SteppingModel`. A batch in which one window fails is decoded again, a window at a
+        time: the others' words do not depend on it."""
         try:
-            return list(self._decode(requests))
+            return (yield from self._decode(requests))
         except Exception as error:  # whatever it raised, the other windows are to be heard
             if len(requests) == 1:
                 return [DecodeError(f"{type(error).__name__}: {error}")]
-            return [answer for request in requests for answer in self.decode([request])]
+        answers: list[Hypothesis | DecodeError] = []
+        for request in requests:
+            answers += yield from self.decode_in_steps([request])
+        return answers
 
-    @torch.inference_mode()
-    def _decode(self, requests: Sequence[DecodeRequest]) -> list[Hypothesis]:
-        encoded = [self._encode(request, self._full_padding) for request in requests]
-        first = self._attempt(encoded)
-        best = self._climb(first)
+    def _decode(self, requests: Sequence[DecodeRequest]) -> Generator[None, None, list[Hypothesis]]:
+        encoded = yield from self._encode_all(requests, self._full_padding)
+        first = yield from self._attempt(encoded)
+        best = yield from self._climb(first)
         with self._timed("word times"):
             return [
                 replace(_hypothesis(attempt, rung, straight.trip), word_delay=self._word_delay)
                 for (attempt, rung), straight in zip(best, first, strict=True)
             ]
 
-    def _climb(self, first: Sequence[_Attempt]) -> list[tuple[_Attempt, Rung]]:
+    def _climb(
+        self, first: Sequence[_Attempt]
+    ) -> Generator[None, None, list[tuple[_Attempt, Rung]]]:
         """The ladder: padded to 30 s, then Whisper's temperatures; the best when none will do."""
         best = [(attempt, Rung.FIRST) for attempt in first]
         tried = {
@@ -151,13 +187,12 @@ class BatchedModel:
             if attempt.trip and attempt.request.retry
         }
         # A prompt is dropped: what loops often took its beginning from there.
-        padded = {
-            place: self._encode(replace(attempt.request, prompt=None, draft=""), full_padding=True)
-            for place, [attempt] in tried.items()
-        }
+        again = [replace(attempt.request, prompt=None, draft="") for [attempt] in tried.values()]
+        encoded = yield from self._encode_all(again, full_padding=True)
+        padded = dict(zip(tried, encoded, strict=True))
         for temperature in TEMPERATURES:
             places = list(tried)
-            attempts = self._attempt([padded[place] for place in places], temperature)
+            attempts = yield from self._attempt([padded[place] for place in places], temperature)
             for place, attempt in zip(places, attempts, strict=True):
                 tried[place].append(attempt)
                 if not attempt.trip:
@@ -169,15 +204,37 @@ class BatchedModel:
             best[place] = chosen, Rung.NONE
         return best
 
-    def _attempt(self, encoded: Sequence[_Attempt], temperature: float = 0.0) -> list[_Attempt]:
-        """Decode them together."""
-        windows = [attempt.window for attempt in encoded]
-        with self._timed("network"):
-            decoded = decode_all(self._network, self._rules, windows, temperature)
+    def _encode_all(
+        self, requests: Sequence[DecodeRequest], full_padding: bool
+    ) -> Generator[None, None, list[_Attempt]]:
+        """A window at each step."""
+        encoded = []
+        for request in requests:
+            encoded.append(self._encode(request, full_padding))
+            yield
+        return encoded
+
+    def _attempt(
+        self, encoded: Sequence[_Attempt], temperature: float = 0.0
+    ) -> Generator[None, None, list[_Attempt]]:
+        """Decode them together, as many as there is room for; a pass at each step."""
+        courses = [self._course(attempt, temperature) for attempt in encoded]
+        for together in in_groups(courses, self._max_caches):
+            steps = decode_in_steps(self._network, together)
+            while True:
+                with self._timed("network"):
+                    if next(steps, True):
+                        break
+                yield
         return [
-            replace(one, decoded=it, temperature=temperature)
-            for one, it in zip(encoded, decoded, strict=True)
+            replace(one, decoded=course.result, temperature=temperature)
+            for one, course in zip(encoded, courses, strict=True)
         ]
+
+    def _course(self, attempt: _Attempt, temperature: float) -> Course:
+        if attempt.request.effort is Effort.QUICK or temperature > 0:
+            return Straight(attempt.window, self._rules, temperature)
+        return BeamSearch(attempt.window, self._rules, self.search, attempt.words)
 
     def _encode(self, request: DecodeRequest, full_padding: bool) -> _Attempt:
         seconds = len(request.samples) / SAMPLE_RATE

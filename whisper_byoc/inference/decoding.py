@@ -1,9 +1,11 @@
 """Tokens of many windows at once, under Whisper's rules (openai-whisper's decoding.py)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,6 +37,16 @@ class EncodedWindow:
     tokens_per_second: float
     draft: tuple[int, ...] = ()
     num_forced: int = 0
+
+    @property
+    def most_spoken(self) -> float:
+        """Tokens that can be said in it, without the spare ones, for which 28 s have no room."""
+        return self.seconds * self.tokens_per_second
+
+    def cap(self, positions: int) -> int:
+        """How many tokens its text may have, of a decoder of so many positions."""
+        room = max(1, min(positions // 2, positions - len(self.prefix)))
+        return min(room, round(self.most_spoken) + SPARE_TOKENS)
 
 
 @dataclass(slots=True)
@@ -73,9 +85,9 @@ class Rules:
         self._masks = later, first
         self._prepared = [network.mask(mask) for mask in self._masks]
 
-    def ask(self, place: int, is_first: bool) -> Ask:
+    def ask(self, place: int, is_first: bool, num_best: int = 0) -> Ask:
         """What may follow the token at a place of a feed: as a text's first, or as a later one."""
-        return Ask(place, self._prepared[is_first])
+        return Ask(place, self._prepared[is_first], num_best)
 
     def choose(self, choice: Choice) -> tuple[int, float]:
         """The greedy token and its log-probability. Raises ValueError where no token may come: the
@@ -83,6 +95,10 @@ class Rules:
         if choice.token < 0:
             raise ValueError("no token may follow, expected some logit above −∞")
         return choice.token, choice.logit - choice.log_sum
+
+    def no_speech_prob(self, logits: Tensor) -> float:
+        """logits: (vocabulary,), of what follows Whisper's start."""
+        return float(logits.softmax(-1)[self.no_speech])
 
     def sample(
         self, logits: Tensor, is_first: bool, temperature: float, generator: torch.Generator
@@ -95,33 +111,61 @@ class Rules:
         return token, float(allowed[token] - allowed.logsumexp(-1))
 
 
-class _Decode:
-    """One window on its way: what to feed next, and what came of it.
+class Course(Protocol):
+    """One window on its way to a text: what is fed next, and what came of it."""
 
-    positions: how many tokens the decoder can take. `cache` is set, and owned, by `decode_all`.
-    """
+    @property
+    def result(self) -> Decoded: ...
 
-    cache: Cache
+    @property
+    def done(self) -> bool: ...
 
-    def __init__(
-        self, window: EncodedWindow, rules: Rules, temperature: float, positions: int
-    ) -> None:
+    @property
+    def num_caches(self) -> int:
+        """How many it may have open at once."""
+        ...
+
+    def open(self, network: Network) -> None:
+        """Take the caches that it needs. Raises ValueError when there is no room for them."""
+        ...
+
+    def close(self) -> None:
+        """Give all of them back."""
+        ...
+
+    def feeds(self) -> list[Feed]:
+        """For the next pass."""
+        ...
+
+    def receive(self, answers: Sequence[Sequence[Choice]], logits: Tensor) -> None:
+        """The answers to `feeds`, and the logits of all their asks, (asks, vocabulary). Raises
+        ValueError."""
+        ...
+
+
+class Straight:
+    """A course of one text: the most probable token each time, or at a temperature above 0 one
+    that is drawn."""
+
+    num_caches = 1
+
+    def __init__(self, window: EncodedWindow, rules: Rules, temperature: float = 0.0) -> None:
         self.result = Decoded()
         self._window = window
         self._rules = rules
         self._temperature = temperature
         self._generator = torch.Generator().manual_seed(0)  # the same audio, the same words
-        room = max(1, min(positions // 2, positions - len(window.prefix)))
-        spoken = window.seconds * window.tokens_per_second
-        self._most_spoken = spoken  # without the spare ones: a window of 28 s has no room for them
-        self._cap = min(room, round(spoken) + SPARE_TOKENS)
-        # A draft longer than any text could be is no draft of this window.
-        self._draft = window.draft[: self._cap - 1] if temperature == 0 else ()
 
-    @property
-    def positions(self) -> int:
-        """How many the prefix and the longest text take."""
-        return len(self._window.prefix) + self._cap
+    def open(self, network: Network) -> None:
+        window, positions = self._window, network.dims.n_text_ctx
+        self._cap = window.cap(positions)
+        # A draft longer than any text could be is no draft of this window.
+        self._draft = window.draft[: self._cap - 1] if self._temperature == 0 else ()
+        self._network = network
+        self._cache = network.open(window.encoded, len(window.prefix) + self._cap)
+
+    def close(self) -> None:
+        self._network.close(self._cache)
 
     @property
     def done(self) -> bool:
@@ -131,21 +175,21 @@ class _Decode:
     def _begun(self) -> bool:
         return bool(self.result.logprobs)
 
-    def feed(self) -> Feed:
+    def feeds(self) -> list[Feed]:
         """At first the prefix and the draft behind it, then the token that was chosen last."""
         window, ask = self._window, self._rules.ask
         if self._begun:
-            return Feed(self.cache, self.result.tokens[-1:], [ask(0, False)])
+            return [Feed(self._cache, self.result.tokens[-1:], [ask(0, False)])]
         tokens = (*window.prefix, *self._draft)
         last, *drafted = range(len(window.prefix) - 1, len(tokens))
         asks = [ask(last, not window.num_forced), *(ask(place, False) for place in drafted)]
-        return Feed(self.cache, tokens, [Ask(window.sot), *asks])
+        return [Feed(self._cache, tokens, [Ask(window.sot), *asks])]
 
-    def receive(self, choices: Sequence[Choice], logits: Tensor) -> None:
-        """The answers to `feed`, and their logits, (asks, vocabulary). Raises ValueError."""
+    def receive(self, answers: Sequence[Sequence[Choice]], logits: Tensor) -> None:
+        [choices] = answers
         draft: Sequence[int] = ()
         if not self._begun:
-            self.result.no_speech_prob = float(logits[0].softmax(-1)[self._rules.no_speech])
+            self.result.no_speech_prob = self._rules.no_speech_prob(logits[0])
             choices, logits, draft = choices[1:], logits[1:], self._draft
         for index, choice in enumerate(choices):
             token = self._receive_answer(choice, logits[index])
@@ -153,12 +197,10 @@ class _Decode:
                 break
             if index < len(draft) and token != draft[index]:
                 # What was fed behind the first other token is overwritten.
-                self.cache.length -= len(draft) - index
+                self._cache.length -= len(draft) - index
                 break
         if self.done:
-            free = len(self._window.prefix) - 1
-            last = free + len(self.result.tokens) + self.result.complete
-            self.result.attention = self.cache.attention(free - self._window.num_forced, last)
+            self.result.attention = attention_of(self.result, self._window, self._cache)
 
     def _receive_answer(self, choice: Choice, logits: Tensor) -> int:
         """Take the next token of the text, or its end."""
@@ -173,28 +215,47 @@ class _Decode:
             result.complete = True
         else:
             result.tokens.append(token)
-        result.overlong = not result.complete and len(result.tokens) >= self._most_spoken
+        result.overlong = not result.complete and len(result.tokens) >= self._window.most_spoken
         return token
 
 
-def decode_all(
-    network: Network, rules: Rules, windows: Sequence[EncodedWindow], temperature: float = 0.0
-) -> list[Decoded]:
-    """Decode until all are done, greedily at temperature 0; none waits for another.
+def attention_of(result: Decoded, window: EncodedWindow, cache: Cache) -> NDArray[np.float32]:
+    """See `Decoded`. cache: holds the prefix, and of the text all but a last token without end."""
+    free = len(window.prefix) - 1
+    last = free + len(result.tokens) + result.complete
+    return cache.attention(free - window.num_forced, last)
+
+
+def decode_in_steps(network: Network, courses: Sequence[Course]) -> Iterator[None]:
+    """Take all to their ends, a pass at each step; none waits for another.
 
     Raises ValueError when the network has no room for a prefix and the text behind it.
     """
-    positions = network.dims.n_text_ctx
-    decodes = [_Decode(window, rules, temperature, positions) for window in windows]
-    with ExitStack() as caches:
-        for window, decode in zip(windows, decodes, strict=True):
-            decode.cache = network.open(window.encoded, decode.positions)
-            caches.callback(network.close, decode.cache)
-        running = decodes
+    with ExitStack() as opened:
+        for course in courses:
+            course.open(network)
+            opened.callback(course.close)
+        running = list(courses)
         while running:
-            choices, logits = network.forward([decode.feed() for decode in running])
-            rows = torch.split(logits, [len(answers) for answers in choices])
-            for decode, answers, answered in zip(running, choices, rows, strict=True):
-                decode.receive(answers, answered)
-            running = [decode for decode in running if not decode.done]
-    return [decode.result for decode in decodes]
+            feeds = [course.feeds() for course in running]
+            answers, logits = network.forward(list(chain(*feeds)))
+            answered = iter(answers)
+            for course, fed in zip(running, feeds, strict=True):
+                own = list(islice(answered, len(fed)))
+                count = sum(map(len, own))
+                course.receive(own, logits[:count])
+                logits = logits[count:]
+            running = [course for course in running if not course.done]
+            yield
+
+
+def in_groups(courses: Sequence[Course], most: int) -> Iterator[list[Course]]:
+    """In order, as many together as need at most so many caches; at least one."""
+    group: list[Course] = []
+    for course in courses:
+        if group and sum(it.num_caches for it in [*group, course]) > most:
+            yield group
+            group = []
+        group.append(course)
+    if group:
+        yield group

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from whisper_byoc.audio.pcm import PcmDecoder
 from whisper_byoc.decode import DecodeRequest, Hypothesis
 from whisper_byoc.errors import ConfigurationError, DecodeError, InvalidOption
-from whisper_byoc.inference.batch_thread import BatchThread
+from whisper_byoc.inference.batch_thread import BatchThread, Steps
 from whisper_byoc.inference.batched import BatchedModel
-from whisper_byoc.inference.model import Model
+from whisper_byoc.inference.model import Model, SteppingModel
 from whisper_byoc.settings import Device, ModelSettings, num_cores
 from whisper_byoc.weights.accepting import find_weights
 
@@ -25,18 +25,26 @@ OTHER_LANGUAGES = "tiny, base, small, medium, large-v3 and turbo know others"
 WARM_UP_CLIP = "warm-up.wav"
 """`WARM_UP_TEXT` spoken by hibari-tts, 16 kHz mono int16."""
 
+MAX_PATIENT = 8
+"""Windows of recordings that are decoded together: bounds how long one pass takes."""
+
 
 class Engine:
     """Owns the models, by name, and the one thread that uses them; `open_engine` makes it. The
     first model is the default.
 
-    A job awaits `decode` with at most one window at a time; earliest deadline goes first.
+    Earliest deadline goes first. A live job awaits `decode` with at most one window at a time; one
+    of a recording has windows without a deadline, which are decoded while no other waits.
     """
 
     def __init__(self, models: Sequence[Model]) -> None:
         self.models: Mapping[str, Model] = {model.name: model for model in models}
         self._thread = BatchThread(
-            "engine", self._compute, max(model.max_batch for model in models)
+            "engine",
+            self._compute,
+            max(model.max_batch for model in models),
+            self._steps,
+            MAX_PATIENT,
         )
 
     @property
@@ -103,6 +111,12 @@ class Engine:
     ) -> Sequence[Hypothesis | DecodeError]:
         model = batch[0][0]
         return model.decode([request for _, request in batch])
+
+    def _steps(self, batch: Sequence[tuple[Model, DecodeRequest]]) -> Steps[Hypothesis]:
+        model, requests = batch[0][0], [request for _, request in batch]
+        if isinstance(model, SteppingModel):
+            return (yield from model.decode_in_steps(requests))
+        return model.decode(requests)
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:

@@ -1,10 +1,11 @@
 """What every set of weights offers to the engine."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from whisper_byoc.decode import DecodeRequest, Hypothesis
 from whisper_byoc.errors import DecodeError
+from whisper_byoc.inference.batch_thread import Steps
 
 
 class Model(Protocol):
@@ -32,4 +33,14 @@ class Model(Protocol):
 
     def decode(self, requests: Sequence[DecodeRequest]) -> Sequence[Hypothesis | DecodeError]:
         """One answer for each request, in order; a request that fails harms no other."""
+        ...
+
+
+@runtime_checkable
+class SteppingModel(Model, Protocol):
+    """A model that may be left for a while in the middle of a batch, to decode another."""
+
+    def decode_in_steps(self, requests: Sequence[DecodeRequest]) -> Steps[Hypothesis]:
+        """What `decode` gives; a step takes one window through the encoder, or some tokens of
+        several through the decoder. Closing it gives everything back."""
         ...

@@ -8,9 +8,10 @@ else int16.
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import islice
 from pathlib import Path
@@ -59,9 +60,10 @@ _Model = _struct(
     (c_void_p, "watched workspace seconds"),
 )
 _Encoded = _struct((c_void_p, "keys values bias"), (c_int32, "length"))
-_Cache = _struct((_Encoded, "window"), (c_void_p, "own scores"), (c_int32, "positions"))
+_Cache = _struct((_Encoded, "window"), (c_void_p, "own scores slots"), (c_int32, "room"))
 _Row = _struct((c_int32, "cache token position"))
-_Wanted = _struct((c_int32, "row"), (c_void_p, "mask"))
+_Best = _struct((c_int32, "token"), (c_float, "logit"))
+_Wanted = _struct((c_int32, "row num_best"), (c_void_p, "mask best"))
 _Choice = _struct((c_int32, "token"), (c_float, "logit log_sum"))
 
 _LAYOUTS = {
@@ -74,6 +76,7 @@ _LAYOUTS = {
         "Encoded": _Encoded,
         "Cache": _Cache,
         "Row": _Row,
+        "Best": _Best,
         "Wanted": _Wanted,
         "Choice": _Choice,
     }.items()
@@ -149,15 +152,52 @@ class NativeEncoded:
         return (*(array.ctypes.data for array in arrays), len(self.bias))
 
 
-class NativeCache:
-    """See `network.Cache`. own: float32 (layers, heads, 2, positions, 64); scores: float32
-    (positions, heads, keys), what the alignment heads' queries gave with the window's keys."""
+class _Pool:
+    """The keys and values of a cache's tokens and of those of its forks, and who holds which.
 
-    def __init__(self, encoded: NativeEncoded, own: Array, scores: Array) -> None:
-        self.encoded, self.own, self.scores = encoded, own, scores
-        self.length, self.positions, self.is_open = 0, own.shape[3], True
+    own: float32 (layers, heads, 2, room, 64). holders: how many caches hold a slot of the room.
+    """
+
+    def __init__(self, own: Array, num_forks: int) -> None:
+        self.own, self.num_forks = own, num_forks
+        self.holders = np.zeros(own.shape[3], dtype=np.int32)
+        self.free = list(range(len(self.holders)))  # a heap: the lowest are already in memory
+
+    def take(self) -> int:
+        """There is one: the room is for every cache's positions."""
+        slot = heappop(self.free)
+        self.holders[slot] = 1
+        return slot
+
+    def give_back(self, slots: Array) -> None:
+        self.holders[slots] -= 1
+        for slot in slots[self.holders[slots] == 0].tolist():
+            heappush(self.free, slot)
+
+
+class NativeCache:
+    """See `network.Cache`. slots: int32 (positions,), where in the pool its first `held` tokens
+    are; scores: float32 (positions, heads, keys), what the alignment heads' queries gave with the
+    window's keys; a fork has none."""
+
+    def __init__(self, encoded: NativeEncoded, pool: _Pool, slots: Array, scores: Array) -> None:
+        self.encoded, self.pool, self.slots, self.scores = encoded, pool, slots, scores
+        self.length, self.held, self.positions, self.is_open = 0, 0, len(slots), True
         # The fields of `_Cache`, once: numpy takes a microsecond for each address.
-        self.record = (encoded.record, own.ctypes.data, scores.ctypes.data, self.positions)
+        addresses = (pool.own.ctypes.data, scores.ctypes.data if scores.size else 0)
+        self.record = (encoded.record, *addresses, slots.ctypes.data, pool.own.shape[3])
+
+    def take(self, num_tokens: int) -> None:
+        """Make room for so many behind `length`, which grows; no fork sees what is written."""
+        pool, end = self.pool, self.length + num_tokens
+        for position in range(self.length, end):
+            if position < self.held:
+                slot = self.slots[position]
+                if pool.holders[slot] == 1:
+                    continue
+                pool.holders[slot] -= 1
+            self.slots[position] = pool.take()
+        self.length, self.held = end, max(end, self.held)
 
     def attention(self, first: int, last: int) -> NDArray[np.float32]:
         scores = self.scores[first:last].transpose(1, 0, 2) + self.encoded.bias
@@ -213,29 +253,48 @@ class NativeNetwork:
         self._kept.append(mask)
         return int(mask.ctypes.data)
 
-    def open(self, encoded: NativeEncoded, positions: int) -> NativeCache:
+    def open(self, encoded: NativeEncoded, positions: int, forks: int = 0) -> NativeCache:
         dims = self.dims
         network.check_positions(positions, dims)
-        shape = (dims.n_text_layer, dims.n_text_head, 2, positions, HEAD_WIDTH)
-        scores = (positions, self._num_watched, len(encoded.bias))
-        own = np.empty(shape, dtype=np.float32)
-        return NativeCache(encoded, own, np.empty(scores, dtype=np.float32))
+        # What is never written to takes no memory.
+        room = positions * (1 + forks)
+        own = np.empty((dims.n_text_layer, dims.n_text_head, 2, room, HEAD_WIDTH), np.float32)
+        scores = np.empty((positions, self._num_watched, len(encoded.bias)), dtype=np.float32)
+        slots = np.zeros(positions, dtype=np.int32)
+        return NativeCache(encoded, _Pool(own, forks), slots, scores)
+
+    def fork(self, cache: NativeCache) -> NativeCache:
+        network.check_fork(cache, cache.pool.num_forks)
+        cache.pool.num_forks -= 1
+        slots = cache.slots.copy()
+        fork = NativeCache(cache.encoded, cache.pool, slots, np.empty(0, dtype=np.float32))
+        fork.length = fork.held = cache.length
+        cache.pool.holders[slots[: fork.held]] += 1
+        return fork
 
     def close(self, cache: NativeCache) -> None:
+        if not cache.is_open:
+            return
         cache.is_open = False
+        cache.pool.give_back(cache.slots[: cache.held])
+        cache.pool.num_forks += not cache.scores.size
 
     def forward(self, feeds: Sequence[Feed]) -> tuple[list[list[Choice]], Tensor]:
         network.check_feeds(feeds, self.dims)
         caches = np.array([feed.cache.record for feed in feeds], dtype=_Cache)
         row_list: list[tuple[int, int, int]] = []
-        wanted_list: list[tuple[int, int]] = []
+        wanted_list: list[tuple[int, int, int, int]] = []
+        best = np.empty(sum(ask.num_best for feed in feeds for ask in feed.asks), dtype=_Best)
+        named = best.ctypes.data
         longest = 0  # scores that a row may have: of its window's keys, or of its own tokens'
         for number, feed in enumerate(feeds):
             cache = feed.cache
-            wanted_list += [(len(row_list) + ask.at, ask.mask or 0) for ask in feed.asks]
+            for at, mask, num_best in feed.asks:
+                wanted_list.append((len(row_list) + at, num_best, mask or 0, named))
+                named += num_best * best.itemsize
             places = enumerate(feed.tokens, start=cache.length)
             row_list += [(number, token, position) for position, token in places]
-            cache.length += len(feed.tokens)
+            cache.take(len(feed.tokens))
             longest = max(longest, cache.length, len(cache.encoded.bias))
         rows, wanted = np.array(row_list, dtype=_Row), np.array(wanted_list, dtype=_Wanted)
         if len(wanted) > len(self._logits):
@@ -251,8 +310,8 @@ class NativeNetwork:
             self._logits.data_ptr(),
             choices.ctypes.data,
         )
-        answers = iter(choices.tolist())
-        result = [[Choice(*next(answers)) for _ in feed.asks] for feed in feeds]
+        answers, names = iter(choices.tolist()), iter(best.tolist())
+        result = [[_choice(next(answers), names, ask.num_best) for ask in it.asks] for it in feeds]
         return result, self._logits[: len(wanted), : self.dims.n_vocab]
 
     def _new_encoded(self, num_frames: int, used: int) -> NativeEncoded:
@@ -277,6 +336,12 @@ class NativeNetwork:
         if len(self._workspace) < num_bytes + 64:
             self._workspace = np.empty(num_bytes + 64, dtype=np.uint8)
             self._model.workspace = -(-self._workspace.ctypes.data // 64) * 64
+
+
+def _choice(answer: tuple[int, float, float], names: Iterator[tuple[int, float]], n: int) -> Choice:
+    """names: the best of all asks from this one on, of which n are its."""
+    token, logit, log_sum = answer
+    return Choice(token, logit, log_sum, [best for best in islice(names, n) if best[0] >= 0])
 
 
 class _Packer:

@@ -55,10 +55,11 @@ class Cache(Protocol):
 
 class Ask(NamedTuple):
     """Which token may follow the one `at` a place of a feed: any where `mask` is 0, which
-    `Network.mask` made; any at all without one."""
+    `Network.mask` made; any at all without one. num_best: how many of the best are to be named."""
 
     at: int
     mask: Any = None
+    num_best: int = 0
 
 
 class Feed(NamedTuple):
@@ -96,12 +97,22 @@ def _check_feed(feed: Feed, num_tokens: int) -> None:
         )
     if wrong := [token for token in (min(tokens), max(tokens)) if not 0 <= token < num_tokens]:
         raise ValueError(f"a feed has token {wrong[0]}, expected one of 0 to {num_tokens - 1}")
+    if wrong := [ask.num_best for ask in feed.asks if not 0 <= ask.num_best <= num_tokens]:
+        raise ValueError(f"a feed asks for {wrong[0]} best tokens, expected 0 to {num_tokens}")
     places = [ask.at for ask in feed.asks]
     if places and (places != sorted(set(places)) or places[0] < 0 or places[-1] >= len(tokens)):
         raise ValueError(
             f"a feed of {len(tokens)} tokens is asked at {places},"
             " expected places in it, in order, each once"
         )
+
+
+def check_fork(cache: Any, num_left: int) -> None:
+    """Of a cache that is to be forked, where so many more forks may be open. Raises ValueError."""
+    if not cache.is_open:
+        raise ValueError("a closed cache is forked, expected an open one")
+    if not num_left:
+        raise ValueError("as many forks are open as their cache was opened for, expected fewer")
 
 
 def check_positions(positions: int, dims: Dimensions) -> None:
@@ -137,11 +148,14 @@ def first_behind(num_frames: int) -> int:
 
 class Choice(NamedTuple):
     """The best of the tokens that may come, its logit, and the logarithm of the sum of the
-    exponentials of the logits of all of them. −1 and −∞ when none may come."""
+    exponentials of the logits of all of them. −1 and −∞ when none may come.
+
+    best: `Ask.num_best` tokens with their logits, the best first; fewer where fewer may come."""
 
     token: int
     logit: float
     log_sum: float
+    best: Sequence[tuple[int, float]] = ()
 
 
 class Network(Protocol):
@@ -171,13 +185,20 @@ class Network(Protocol):
         """Prepare what is added to logits, float32 (vocabulary,), for `Ask.mask`."""
         ...
 
-    def open(self, encoded: Any, positions: int) -> Cache:
+    def open(self, encoded: Any, positions: int, forks: int = 0) -> Cache:
         """Begin to decode a window, in at most so many tokens. Raises ValueError where the decoder
-        has fewer positions, or no room for another cache."""
+        has fewer positions, or no room for another cache.
+
+        forks: how many forks of it, and of those, may be open at once."""
+        ...
+
+    def fork(self, cache: Any) -> Cache:
+        """Another decode of the same window, that begins with the tokens of this one. It has no
+        `attention`. Raises ValueError where as many are open as `open` was told."""
         ...
 
     def close(self, cache: Any) -> None:
-        """Give back what `open` took. Closing a closed cache does nothing."""
+        """Give back what `open` or `fork` took. Closing a closed cache does nothing."""
         ...
 
     def forward(self, feeds: Sequence[Feed]) -> tuple[list[list[Choice]], Tensor]:

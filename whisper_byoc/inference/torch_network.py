@@ -32,11 +32,14 @@ class TorchEncoded:
 
 @dataclass(slots=True)
 class TorchCache:
-    """See `network.Cache`. slot: which of the network's."""
+    """See `network.Cache`. slot: which of the network's; spare: those for further forks, which it
+    shares with its root, of which it is a fork."""
 
     network: "TorchNetwork"
     slot: int
     positions: int
+    spare: list[int]
+    root: "TorchCache | None" = None
     length: int = 0
     is_open: bool = True
 
@@ -73,6 +76,25 @@ class _Slots:
         self.queries = zeros(num_watched, count, dims.n_text_ctx, HEAD_WIDTH)
         self.free = list(range(count))[::-1]
         self.lengths = [0] * count
+
+    def take(self, encoded: TorchEncoded, count: int) -> list[int]:
+        """Some with a window's keys. Raises ValueError where there are not so many."""
+        if count > len(self.free):
+            num_open = len(self.lengths) - len(self.free)
+            raise ValueError(f"{num_open} caches are open, {count} more do not fit, expected fewer")
+        taken, length = [self.free.pop() for _ in range(count)], encoded.kv.shape[3]
+        for slot in taken:
+            self.cross[:, :, slot, :, :length] = encoded.kv
+            self.bias[slot, 0, 0, :length] = encoded.bias
+            self.bias[slot, 0, 0, length:] = -math.inf
+            self.lengths[slot] = length
+        return taken
+
+    def give_back(self, slots: Sequence[int]) -> None:
+        self.free += slots
+        self.free.sort(reverse=True)  # the lowest are taken first, so that a step stays small
+        for slot in slots:
+            self.lengths[slot] = 0
 
 
 class TorchNetwork:
@@ -151,26 +173,30 @@ class TorchNetwork:
         return torch.from_numpy(values).to(self.device)
 
     @torch.inference_mode()
-    def open(self, encoded: TorchEncoded, positions: int) -> TorchCache:
+    def open(self, encoded: TorchEncoded, positions: int, forks: int = 0) -> TorchCache:
         network.check_positions(positions, self.dims)
-        slots = self.slots
-        if not slots.free:
-            raise ValueError(f"{len(slots.lengths)} caches are open, expected fewer")
-        slot = slots.free.pop()
-        length = encoded.kv.shape[3]
-        slots.cross[:, :, slot, :, :length] = encoded.kv
-        slots.bias[slot, 0, 0, :length] = encoded.bias
-        slots.bias[slot, 0, 0, length:] = -math.inf
-        slots.lengths[slot] = length
-        return TorchCache(self, slot, positions)
+        slot, *spare = self.slots.take(encoded, 1 + forks)
+        return TorchCache(self, slot, positions, spare[::-1])
+
+    @torch.inference_mode()
+    def fork(self, cache: TorchCache) -> TorchCache:
+        network.check_fork(cache, len(cache.spare))
+        slot, own, length = cache.spare.pop(), self.slots.own, cache.length
+        own[:, :, slot, :, :length] = own[:, :, cache.slot, :, :length]
+        root = cache.root or cache
+        return TorchCache(self, slot, cache.positions, cache.spare, root, length)
 
     def close(self, cache: TorchCache) -> None:
         if not cache.is_open:
             return
         cache.is_open = False
-        self.slots.free.append(cache.slot)
-        self.slots.free.sort(reverse=True)  # the lowest are taken first, so that a step stays small
-        self.slots.lengths[cache.slot] = 0
+        if cache.root and cache.root.is_open:
+            cache.spare.append(cache.slot)
+            return
+        self.slots.give_back([cache.slot])
+        if not cache.root:
+            self.slots.give_back(cache.spare)
+            cache.spare.clear()
 
     @torch.inference_mode()
     def forward(self, feeds: Sequence[Feed]) -> tuple[list[list[Choice]], Tensor]:
@@ -194,7 +220,7 @@ class TorchNetwork:
         rows = hidden[[slot for slot, _ in asks], [ask.at for _, ask in asks]]
         logits = F.linear(rows, self._embedding).float()
         masks = torch.stack([self._whole_mask(ask.mask) for _, ask in asks])
-        answers = iter(_choose(logits + masks))
+        answers = iter(_choose(logits + masks, [ask.num_best for _, ask in asks]))
         return [[next(answers) for _ in feed.asks] for feed in feeds], logits
 
     def _step(self, tokens: Tensor, positions: Tensor, used: int) -> Tensor:
@@ -276,12 +302,25 @@ class _Graph:
         return self._hidden[:count]
 
 
-def _choose(allowed: Tensor) -> list[Choice]:
-    """Of logits (asks, vocabulary), −∞ where a token may not come."""
+def _choose(allowed: Tensor, num_best: Sequence[int]) -> list[Choice]:
+    """Of logits (asks, vocabulary), −∞ where a token may not come. num_best: of each ask."""
     logits, tokens = allowed.max(-1)
     tokens = torch.where(logits > -math.inf, tokens, -1)
-    columns = (tokens.tolist(), logits.tolist(), allowed.logsumexp(-1).tolist())
+    best = [
+        [(token, logit) for token, logit in named[:count] if logit > -math.inf]
+        for named, count in zip(_best(allowed, max(num_best)), num_best, strict=True)
+    ]
+    columns = (tokens.tolist(), logits.tolist(), allowed.logsumexp(-1).tolist(), best)
     return [Choice(*row) for row in zip(*columns, strict=True)]
+
+
+def _best(allowed: Tensor, count: int) -> list[list[tuple[int, float]]]:
+    """The best tokens of each row with their logits."""
+    if not count:
+        return [[] for _ in allowed]
+    logits, tokens = allowed.topk(count)
+    rows = zip(tokens.tolist(), logits.tolist(), strict=True)
+    return [list(zip(*row, strict=True)) for row in rows]
 
 
 def _heads(x: Tensor, parts: int) -> Tensor:

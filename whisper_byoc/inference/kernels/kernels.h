@@ -74,6 +74,14 @@ INLINE floats smaller(floats a, floats b) {
     return (floats)(((ints)a & mask) | ((ints)b & ~mask));
 }
 
+INLINE int any_above(floats v, float x) {
+#if LANES == 16
+    return _mm512_cmp_ps_mask((__m512)v, (__m512)all(x), _CMP_GT_OQ) != 0;
+#else
+    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)v, (__m256)all(x), _CMP_GT_OQ)) != 0;
+#endif
+}
+
 /* Round to nearest: adding 1.5 * 2^23 leaves the integer in the low bits. For |x| < 2^22. */
 INLINE ints rounded(floats x) { return (ints)(x + 12582912.0f) - 0x4B400000; }
 

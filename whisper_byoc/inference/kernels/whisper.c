@@ -50,12 +50,14 @@ typedef struct {
     int32_t length;
 } Encoded;
 
-/* One decode of a window. own: (layers, heads, 2, positions, WIDTH), the keys and values of its tokens;
- * scores: (positions, watched heads, window.length), what its tokens' queries gave with the window's keys. */
+/* One decode of a window. own: (layers, heads, 2, room, WIDTH), the keys and values of its tokens, and of
+ * other decodes of the window; slots: (positions,), where in there those of each position are; scores:
+ * (positions, watched heads, window.length), what its tokens' queries gave with the window's keys, or null. */
 typedef struct {
     Encoded window;
     float *own, *scores;
-    int32_t positions;
+    const int32_t *slots;
+    int32_t room;
 } Cache;
 
 /* One token; its keys and values enter a cache at `position`. */
@@ -63,10 +65,18 @@ typedef struct {
     int32_t cache, token, position;
 } Row;
 
-/* A row whose next token is wanted: one where mask (vocabulary,) is 0 and not -inf; any if it is null. */
+/* A token and its logit. */
 typedef struct {
-    int32_t row;
+    int32_t token;
+    float logit;
+} Best;
+
+/* A row whose next token is wanted: one where mask (vocabulary,) is 0 and not -inf; any if it is null.
+ * best: (num_best,), for the best of them, the best first. */
+typedef struct {
+    int32_t row, num_best;
     const float *mask;
+    Best *best;
 } Wanted;
 
 /* The best of the allowed tokens, its logit, and the logarithm of the sum of the exponentials of the
@@ -94,9 +104,10 @@ EXPORT const int32_t whisper_layouts[] = {
     AT(Model, audio_positions), AT(Model, text_positions), AT(Model, embedding), AT(Model, encoder),
     AT(Model, decoder), AT(Model, watched), AT(Model, workspace), AT(Model, seconds),
     sizeof(Encoded), AT(Encoded, keys), AT(Encoded, values), AT(Encoded, bias), AT(Encoded, length),
-    sizeof(Cache), AT(Cache, window), AT(Cache, own), AT(Cache, scores), AT(Cache, positions),
+    sizeof(Cache), AT(Cache, window), AT(Cache, own), AT(Cache, scores), AT(Cache, slots), AT(Cache, room),
     sizeof(Row), AT(Row, cache), AT(Row, token), AT(Row, position),
-    sizeof(Wanted), AT(Wanted, row), AT(Wanted, mask),
+    sizeof(Best), AT(Best, token), AT(Best, logit),
+    sizeof(Wanted), AT(Wanted, row), AT(Wanted, num_best), AT(Wanted, mask), AT(Wanted, best),
     sizeof(Choice), AT(Choice, token), AT(Choice, logit), AT(Choice, log_sum),
 };
 EXPORT const int32_t whisper_layouts_length = sizeof whisper_layouts / sizeof *whisper_layouts;
@@ -421,8 +432,10 @@ typedef struct {
 typedef struct {
     float *x, *normal, *wide, *attended;
     Quantised q;
-    float *scores; /* (threads, score_length) */
+    float *scores; /* (threads, TILE_ROWS, score_length) */
     int score_length;
+    int num_groups;
+    int groups[MAX_ROWS + 1]; /* the first row of each group, and where the last one ends */
     int pieces;
     Partial *partial; /* (wanted, pieces) */
     int first;        /* of all rows, the one that is row 0 here */
@@ -438,7 +451,7 @@ static void take_decoding(const Model *m, Decoding *d, Workspace *w, int num_row
     d->q.scale = take(w, sizeof(float) * rows);
     d->q.offset = take(w, sizeof(int32_t) * rows);
     d->score_length = (int)rounded_up(longest, TILE);
-    d->scores = take(w, sizeof(float) * m->threads * d->score_length);
+    d->scores = take(w, sizeof(float) * m->threads * TILE_ROWS * d->score_length);
     d->pieces = (m->words.outputs / TILE + PIECE - 1) / PIECE;
     d->partial = take(w, sizeof(Partial) * wanted * d->pieces);
 }
@@ -477,87 +490,144 @@ static void shared_norm(Norm norm, Decoding *d, int num_rows, int n) {
     /* the same thread quantises the same rows next: no barrier */
 }
 
-static void attend_own(const float *query, const float *keys, const float *values, int count, float *scores, float *out) {
+static void attend_own(const float *query, const float *keys, const float *values, const int32_t *slots, int count,
+                       float *scores, float *out) {
     int padded = (int)rounded_up(count, LANES);
     for (int t = 0; t < count; t++) {
         floats acc = {0};
-        for (int d = 0; d < WIDTH; d += LANES) acc += load(query + d) * load(keys + (size_t)t * WIDTH + d);
+        const float *key = keys + (size_t)slots[t] * WIDTH;
+        for (int d = 0; d < WIDTH; d += LANES) acc += load(query + d) * load(key + d);
         scores[t] = sum_of(acc) * 0.125f;
     }
     for (int t = count; t < padded; t++) scores[t] = -INFINITY;
     float scale = 1.0f / exponentials(scores, padded);
     floats acc[WIDTH / LANES];
     for (int v = 0; v < WIDTH / LANES; v++) acc[v] = all(0);
-    for (int t = 0; t < count; t++)
-        for (int v = 0; v < WIDTH / LANES; v++) acc[v] += scores[t] * load(values + (size_t)t * WIDTH + v * LANES);
+    for (int t = 0; t < count; t++) {
+        const float *value = values + (size_t)slots[t] * WIDTH;
+        for (int v = 0; v < WIDTH / LANES; v++) acc[v] += scores[t] * load(value + v * LANES);
+    }
     for (int v = 0; v < WIDTH / LANES; v++) store(out + v * LANES, acc[v] * scale);
 }
 
 #define SCORE_BLOCKS 4
+#define MIX_ROWS (LANES == 16 ? 3 : 1) /* as many as there are registers for */
 
-static void attend_cross(const float *query, const Encoded *s, size_t layer_head, float *scores, float *kept, float *out) {
-    const half *keys = s->keys + layer_head * s->length * WIDTH, *values = s->values + layer_head * s->length * WIDTH;
+/* scores (rows, out_ld) of queries (rows, ld) with a window's keys; `rows` is constant after inlining. */
+INLINE void score_cross(const float *query, int ld, const half *keys, int length, float *scores, int out_ld, const int rows) {
     int t = 0;
-    for (; t + SCORE_BLOCKS * LANES <= s->length; t += SCORE_BLOCKS * LANES) {
-        floats acc[SCORE_BLOCKS];
-        for (int b = 0; b < SCORE_BLOCKS; b++) acc[b] = all(0);
+    for (; t + SCORE_BLOCKS * LANES <= length; t += SCORE_BLOCKS * LANES) {
+        floats acc[TILE_ROWS][SCORE_BLOCKS];
+        for (int r = 0; r < rows; r++)
+            for (int b = 0; b < SCORE_BLOCKS; b++) acc[r][b] = all(0);
         const half *k = keys + (size_t)t * WIDTH;
         for (int d = 0; d < WIDTH; d++)
-            for (int b = 0; b < SCORE_BLOCKS; b++)
-                acc[b] += query[d] * load_half(k + ((size_t)b * WIDTH + d) * LANES);
-        for (int b = 0; b < SCORE_BLOCKS; b++) store(scores + t + b * LANES, acc[b] * 0.125f);
+            for (int b = 0; b < SCORE_BLOCKS; b++) {
+                floats key = load_half(k + ((size_t)b * WIDTH + d) * LANES);
+                for (int r = 0; r < rows; r++) acc[r][b] += query[(size_t)r * ld + d] * key;
+            }
+        for (int r = 0; r < rows; r++)
+            for (int b = 0; b < SCORE_BLOCKS; b++) store(scores + (size_t)r * out_ld + t + b * LANES, acc[r][b] * 0.125f);
     }
-    for (; t < s->length; t += LANES) {
-        floats acc = {0};
+    for (; t < length; t += LANES) {
+        floats acc[TILE_ROWS];
+        for (int r = 0; r < rows; r++) acc[r] = all(0);
         const half *k = keys + (size_t)t * WIDTH;
-        for (int d = 0; d < WIDTH; d++) acc += query[d] * load_half(k + (size_t)d * LANES);
-        store(scores + t, acc * 0.125f);
+        for (int d = 0; d < WIDTH; d++) {
+            floats key = load_half(k + (size_t)d * LANES);
+            for (int r = 0; r < rows; r++) acc[r] += query[(size_t)r * ld + d] * key;
+        }
+        for (int r = 0; r < rows; r++) store(scores + (size_t)r * out_ld + t, acc[r] * 0.125f);
     }
-    if (kept) memcpy(kept, scores, sizeof(float) * s->length);
-    for (t = 0; t < s->length; t += LANES) store(scores + t, load(scores + t) + load(s->bias + t));
-    float scale = 1.0f / exponentials(scores, s->length);
-    floats acc[2][WIDTH / LANES];
-    for (int v = 0; v < WIDTH / LANES; v++) acc[0][v] = acc[1][v] = all(0);
-    for (t = 0; t < s->length; t += 2)
+}
+
+/* out (rows, ld) = weights (rows, weights_ld) times a window's values, scaled for each row. */
+INLINE void mix_cross(const float *weights, int weights_ld, const half *values, int length, const float *scale, float *out,
+                      int ld, const int rows) {
+    floats acc[MIX_ROWS][2][WIDTH / LANES];
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < WIDTH / LANES; v++) acc[r][0][v] = acc[r][1][v] = all(0);
+    for (int t = 0; t < length; t += 2)
         for (int i = 0; i < 2; i++)
-            for (int v = 0; v < WIDTH / LANES; v++)
-                acc[i][v] += scores[t + i] * load_half(values + (size_t)(t + i) * WIDTH + v * LANES);
-    for (int v = 0; v < WIDTH / LANES; v++) store(out + v * LANES, (acc[0][v] + acc[1][v]) * scale);
+            for (int v = 0; v < WIDTH / LANES; v++) {
+                floats value = load_half(values + (size_t)(t + i) * WIDTH + v * LANES);
+                for (int r = 0; r < rows; r++) acc[r][i][v] += weights[(size_t)r * weights_ld + t + i] * value;
+            }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < WIDTH / LANES; v++)
+            store(out + (size_t)r * ld + v * LANES, (acc[r][0][v] + acc[r][1][v]) * scale[r]);
+}
+
+/* Attention of `rows` queries (rows, ld) to one head's keys of their window; kept: where each one's scores go, if not
+ * null. A row's result does not depend on the others: only the loads of keys and values are shared. */
+static void attend_cross(const float *query, int ld, const Encoded *s, size_t layer_head, float *scores, int score_ld,
+                         float *const *kept, float *out, int rows) {
+    const half *keys = s->keys + layer_head * s->length * WIDTH, *values = s->values + layer_head * s->length * WIDTH;
+    float scale[TILE_ROWS];
+    switch (rows) {
+#if TILE_ROWS > 2
+        case 6: score_cross(query, ld, keys, s->length, scores, score_ld, 6); break;
+        case 5: score_cross(query, ld, keys, s->length, scores, score_ld, 5); break;
+        case 4: score_cross(query, ld, keys, s->length, scores, score_ld, 4); break;
+        case 3: score_cross(query, ld, keys, s->length, scores, score_ld, 3); break;
+#endif
+        case 2: score_cross(query, ld, keys, s->length, scores, score_ld, 2); break;
+        default: score_cross(query, ld, keys, s->length, scores, score_ld, 1);
+    }
+    for (int r = 0; r < rows; r++) {
+        float *row = scores + (size_t)r * score_ld;
+        if (kept[r]) memcpy(kept[r], row, sizeof(float) * s->length);
+        for (int t = 0; t < s->length; t += LANES) store(row + t, load(row + t) + load(s->bias + t));
+        scale[r] = 1.0f / exponentials(row, s->length);
+    }
+    int r = 0;
+    for (; r + MIX_ROWS <= rows; r += MIX_ROWS)
+        mix_cross(scores + (size_t)r * score_ld, score_ld, values, s->length, scale + r, out + (size_t)r * ld, ld, MIX_ROWS);
+    for (; r < rows; r++)
+        mix_cross(scores + (size_t)r * score_ld, score_ld, values, s->length, scale + r, out + (size_t)r * ld, ld, 1);
 }
 
 static void decode_layer(const Model *m, int index, const Cache *caches, const Row *rows, int num_rows, Decoding *d) {
     const Layer *layer = m->decoder + index;
     int state = m->state, heads = m->heads, ld = layer->qkv.outputs, begin, end;
-    float *scores = d->scores + (size_t)omp_get_thread_num() * d->score_length;
+    float *scores = d->scores + (size_t)omp_get_thread_num() * TILE_ROWS * d->score_length;
     shared_norm(layer->attention_norm, d, num_rows, state);
     shared_layer(&layer->qkv, d, d->normal, num_rows, state, d->wide, ld, SET);
     share_of(num_rows * heads, &begin, &end);
     for (int i = begin; i < end; i++) {
         int r = i / heads, h = i % heads;
         const Cache *c = caches + rows[r].cache;
-        float *own = c->own + (size_t)(index * heads + h) * 2 * c->positions * WIDTH;
+        float *own = c->own + (size_t)(index * heads + h) * 2 * c->room * WIDTH;
         const float *source = d->wide + (size_t)r * ld + h * WIDTH;
-        memcpy(own + (size_t)rows[r].position * WIDTH, source + state, sizeof(float) * WIDTH);
-        memcpy(own + (size_t)(c->positions + rows[r].position) * WIDTH, source + 2 * state, sizeof(float) * WIDTH);
+        int slot = c->slots[rows[r].position];
+        memcpy(own + (size_t)slot * WIDTH, source + state, sizeof(float) * WIDTH);
+        memcpy(own + (size_t)(c->room + slot) * WIDTH, source + 2 * state, sizeof(float) * WIDTH);
     }
 #pragma omp barrier
     for (int i = begin; i < end; i++) {
         int r = i / heads, h = i % heads;
         const Cache *c = caches + rows[r].cache;
-        const float *own = c->own + (size_t)(index * heads + h) * 2 * c->positions * WIDTH;
-        attend_own(d->wide + (size_t)r * ld + h * WIDTH, own, own + (size_t)c->positions * WIDTH, rows[r].position + 1,
-                   scores, d->attended + (size_t)r * state + h * WIDTH);
+        const float *own = c->own + (size_t)(index * heads + h) * 2 * c->room * WIDTH;
+        attend_own(d->wide + (size_t)r * ld + h * WIDTH, own, own + (size_t)c->room * WIDTH, c->slots,
+                   rows[r].position + 1, scores, d->attended + (size_t)r * state + h * WIDTH);
     }
 #pragma omp barrier
     shared_layer(&layer->out, d, d->attended, num_rows, state, d->x, state, ADD);
     shared_norm(layer->cross_norm, d, num_rows, state);
     shared_layer(&layer->cross_query, d, d->normal, num_rows, state, d->wide, state, SET);
+    share_of(d->num_groups * heads, &begin, &end);
     for (int i = begin; i < end; i++) {
-        int r = i / heads, h = i % heads, watched = m->watched[index * heads + h];
-        const Cache *c = caches + rows[r].cache;
-        size_t kept = (size_t)rows[r].position * m->num_watched + watched;
-        attend_cross(d->wide + (size_t)r * state + h * WIDTH, &c->window, (size_t)index * heads + h, scores,
-                     watched < 0 ? NULL : c->scores + kept * c->window.length, d->attended + (size_t)r * state + h * WIDTH);
+        int first = d->groups[i / heads], count = d->groups[i / heads + 1] - first, h = i % heads;
+        int watched = m->watched[index * heads + h];
+        float *kept[TILE_ROWS];
+        for (int r = 0; r < count; r++) {
+            const Cache *c = caches + rows[first + r].cache;
+            size_t place = (size_t)rows[first + r].position * m->num_watched + watched;
+            kept[r] = watched < 0 || !c->scores ? NULL : c->scores + place * c->window.length;
+        }
+        attend_cross(d->wide + (size_t)first * state + h * WIDTH, state, &caches[rows[first].cache].window,
+                     (size_t)index * heads + h, scores, d->score_length, kept,
+                     d->attended + (size_t)first * state + h * WIDTH, count);
     }
 #pragma omp barrier
     shared_layer(&layer->cross_out, d, d->attended, num_rows, state, d->x, state, ADD);
@@ -588,6 +658,13 @@ static Partial measure(const float *logits, const float *mask, int begin, int en
     return (Partial){largest, sum};
 }
 
+/* Put a token among the best, of which `last` is the least, if it belongs there. */
+static void insert(Best *best, int last, int token, float logit) {
+    if (!(logit > best[last].logit)) return;
+    for (; last && logit > best[last - 1].logit; last--) best[last] = best[last - 1];
+    best[last] = (Best){token, logit};
+}
+
 /* The choice among a row's logits, of which each piece has been measured. */
 static Choice choose_of(const Partial *partial, int pieces, const float *logits, const float *mask) {
     int best = 0;
@@ -598,6 +675,22 @@ static Choice choose_of(const Partial *partial, int pieces, const float *logits,
     int token = best * PIECE * TILE;
     while (allowed(logits, mask, token) != largest) token++;
     return (Choice){token, largest, largest + logf(sum)};
+}
+
+/* The best allowed of a row's logits, in falling order, of equal ones the first; -1 and -inf behind the last. */
+static void find_best(const Model *m, const Partial *partial, int pieces, const float *logits, const Wanted *w) {
+    int last = w->num_best - 1;
+    for (int n = 0; n <= last; n++) w->best[n] = (Best){-1, -INFINITY};
+    for (int p = 0; p < pieces; p++) {
+        if (!(partial[p].largest > w->best[last].logit)) continue;
+        int i = p * PIECE * TILE, end = smaller_of(i + PIECE * TILE, m->vocabulary);
+        while (i < end) {
+            int step = i + LANES <= end ? LANES : 1;
+            if (step == 1 || any_above(allowed_all(logits, w->mask, i), w->best[last].logit))
+                for (int t = i; t < i + step; t++) insert(w->best, last, t, allowed(logits, w->mask, t));
+            i += step;
+        }
+    }
 }
 
 /* Logits (wanted, words.outputs) of the wanted rows, and the best of them. */
@@ -617,14 +710,29 @@ static void choose(const Model *m, Decoding *d, const Wanted *wanted, int num_wa
             d->partial[(size_t)i * d->pieces + p] = measure(logits + (size_t)i * ld, wanted[i].mask, from, to);
         }
 #pragma omp barrier
-    for (int i = begin; i < end; i++)
-        choices[i] = choose_of(d->partial + (size_t)i * d->pieces, d->pieces, logits + (size_t)i * ld, wanted[i].mask);
+    for (int i = begin; i < end; i++) {
+        const Partial *partial = d->partial + (size_t)i * d->pieces;
+        choices[i] = choose_of(partial, d->pieces, logits + (size_t)i * ld, wanted[i].mask);
+        if (wanted[i].num_best) find_best(m, partial, d->pieces, logits + (size_t)i * ld, wanted + i);
+    }
+}
+
+/* Find the groups: up to TILE_ROWS rows behind one another, all of one window. */
+static void group_rows(Decoding *d, const Cache *caches, const Row *rows, int num_rows) {
+    d->num_groups = 0;
+    for (int r = 0, first = 0; r < num_rows; r++) {
+        int other = caches[rows[r].cache].window.keys != caches[rows[first].cache].window.keys;
+        if (r && !other && r - first < TILE_ROWS) continue;
+        d->groups[d->num_groups++] = first = r;
+    }
+    d->groups[d->num_groups] = num_rows;
 }
 
 /* `whisper_decode` for at most MAX_ROWS rows and what is wanted of them. */
 static void decode_rows(const Model *m, Decoding *d, const Cache *caches, const Row *rows, int num_rows,
                         const Wanted *wanted, int num_wanted, float *logits, Choice *choices) {
     int state = m->state;
+    group_rows(d, caches, rows, num_rows);
 #pragma omp parallel num_threads(m->threads)
     {
         int begin, end;
@@ -651,8 +759,8 @@ static void decode_rows(const Model *m, Decoding *d, const Cache *caches, const 
 
 /* Take rows through the decoder, and choose among the logits of the wanted ones.
  *
- * Rows of one cache are in order of position, without gaps from what it holds; those that are wanted in
- * order, each once. longest: at least the length of every cache's window and the number of positions up to
+ * Rows of one cache are in order of position, without gaps from what it holds, and no two rows share a slot;
+ * those that are wanted in order, each once. longest: at least the length of every cache's window and the number of positions up to
  * every row's, itself included. logits: float32 (num_wanted, words.outputs); choices: (num_wanted,). */
 EXPORT void whisper_decode(const Model *m, const Cache *caches, const Row *rows, int32_t num_rows, const Wanted *wanted,
                            int32_t num_wanted, int32_t longest, float *logits, Choice *choices) {
