@@ -353,6 +353,31 @@ async def test_case_r31_a_host_that_is_not_allowed_is_not_called() -> None:
     assert "host '127.0.0.1', expected one of WHISPER_ORCHESTRATOR_ALLOWED_HOSTS" in said.lines[0]
 
 
+@pytest.mark.parametrize(
+    "forged",
+    ["http://[x", "http://127.0.0.1]/session/s", "{url}/../../shutdown", "{url}/x", "{url}/x?/session/s",
+     "{url}/x#/session/s", "/session/s"],
+)  # fmt: skip
+async def test_a_callback_that_is_no_sessions_is_not_called(forged: str) -> None:
+    """A direct caller can put anything into the header."""
+    callbacks, ended = Callbacks(), Ended()
+    sessions = sessions_of(allowed_hosts="127.0.0.1")
+    async with (
+        asyncio.timeout(TIMEOUT),
+        callbacks.serve() as url,
+        listening() as said,
+        sessions.serve(ended.end),
+    ):
+        with sessions.request(headers("s", control=forged.format(url=url))):
+            pass
+        with sessions.request(headers("t", control=f"{url}/t")):
+            pass
+        while "stopped a session at 127.0.0.1 that was silent" not in said.lines:
+            said.came.clear()
+            await said.came.wait()
+    assert [path for path, _ in callbacks.stops] == ["/runner/r/session/t/stop"]
+
+
 @pytest.mark.parametrize("trusted", [True, False], ids=["its CA is set", "by default"])
 async def test_case_r41_callbacks_go_to_whom_the_certificates_tell(
     trusted: bool, tmp_path: Path

@@ -284,8 +284,7 @@ class RunnerSessions:
 
     async def _stop(self, session: RunnerSession) -> None:
         """Give the session back to its orchestrator, which would keep it for ever."""
-        url = session.control.rstrip("/") + "/stop"
-        host = (urlsplit(url).hostname or "").lower()
+        url, host = _callback(session, "/stop")
         if host not in self._settings.orchestrator.hosts:
             # The header may be anyone's, and could lead anywhere.
             logger.warning(
@@ -312,3 +311,15 @@ class RunnerSessions:
             logger.warning("a silent session at %s could not be stopped: %s", host, problem)
         else:
             logger.info("stopped a session at %s that was silent", host)
+
+
+def _callback(session: RunnerSession, name: str) -> tuple[str, str]:
+    """URL and host of a session's callback. The host is empty where the header is no URL of this
+    session's: a direct caller can put anything there, and could have us POST to any path of an
+    orchestrator's host."""
+    url = session.control.rstrip("/")
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        if url.endswith(f"/session/{session.session_id}") and not (parts.query or parts.fragment):
+            return url + name, (parts.hostname or "").lower()
+    return url + name, ""
