@@ -61,6 +61,11 @@ class RunnerSession:
     num_missing: int = 0
     """Answers in a row that did not list it."""
 
+    def is_silent(self, now: float, seconds: float) -> bool:
+        """Whether it has sent a request, and none for so long: only a request brings the token to
+        stop a session with."""
+        return bool(self.control and not self.num_requests and now - self.last_time >= seconds)
+
 
 def session_id_of(headers: Mapping[str, str]) -> str:
     """The session that a request came through; empty where it came directly. Raises
@@ -142,13 +147,8 @@ class SessionBook:
         self._sessions.pop(session_id, None)
 
     def silent(self, now: float, seconds: float) -> list[RunnerSession]:
-        """Those without a request for so long that have sent one: only a request brings the token
-        to stop a session with."""
-        return [
-            it
-            for it in self._sessions.values()
-            if it.control and not it.num_requests and now - it.last_time >= seconds
-        ]
+        """Those that are."""
+        return [it for it in self._sessions.values() if it.is_silent(now, seconds)]
 
     def _session(self, session_id: str, runner_id: str, now: float) -> RunnerSession:
         session = self._sessions.get(session_id)
@@ -270,20 +270,27 @@ class RunnerSessions:
     def release(self, session_id: str) -> None:
         """The session is over: flush its jobs, behind the caller's back."""
         self._book.forget(session_id)
+        self._end(session_id)
+
+    def _end(self, session_id: str) -> None:
         if self._group is not None and self._end_jobs is not None:
             self._group.create_task(self._end_jobs(session_id))
 
     async def _stop_silent(self) -> None:
-        limit = self._settings.runner.session_idle_seconds
+        limit, clock = self._settings.runner.session_idle_seconds, asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(limit / _CHECKS)
-            now = asyncio.get_running_loop().time()
-            for session in self._book.silent(now, limit):
-                self.release(session.session_id)
-                await self._stop(session)
+            for session in self._book.silent(clock(), limit):
+                if not session.is_silent(clock(), limit):
+                    continue  # it was used while others were being stopped
+                self._end(session.session_id)
+                # Nothing else ends a session that is listed, so it is tried again.
+                if await self._stop(session) or not session.known:
+                    self._book.forget(session.session_id)
 
-    async def _stop(self, session: RunnerSession) -> None:
-        """Give the session back to its orchestrator, which would keep it for ever."""
+    async def _stop(self, session: RunnerSession) -> bool:
+        """Give the session back to its orchestrator, which would keep it for ever. False when that
+        may go well another time."""
         url, host = _callback(session, "/stop")
         if host not in self._settings.orchestrator.hosts:
             # The header may be anyone's, and could lead anywhere.
@@ -292,7 +299,8 @@ class RunnerSessions:
                 " of WHISPER_ORCHESTRATOR_ALLOWED_HOSTS",
                 host[:128],
             )
-            return
+            return True
+        again = False
         try:
             async with (
                 aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_STOP_SECONDS)) as http,
@@ -304,13 +312,14 @@ class RunnerSessions:
                 ) as answer,
             ):
                 fine = answer.status < 300 or answer.status == 404  # 404: it is over already
-                problem = "" if fine else f"status {answer.status}"
+                problem, again = "" if fine else f"status {answer.status}", answer.status >= 500
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            problem = type(error).__name__
+            problem, again = type(error).__name__, True
         if problem:
             logger.warning("a silent session at %s could not be stopped: %s", host, problem)
         else:
             logger.info("stopped a session at %s that was silent", host)
+        return not again
 
 
 def _callback(session: RunnerSession, name: str) -> tuple[str, str]:
