@@ -268,6 +268,8 @@ class Registration:
         except aiohttp.ClientConnectorCertificateError as error:
             problem = f"its certificate is not trusted: {error.certificate_error}"
             raise NoAnswer(problem, _UNTRUSTED) from error
+        except aiohttp.ClientResponseError as error:  # whose text has the URL, and a runner's id
+            raise NoAnswer(error.message) from error
         except (aiohttp.ClientError, OSError) as error:
             raise NoAnswer(str(error) or type(error).__name__) from error
         except ValueError as error:  # a header with a line break, a URL that is none

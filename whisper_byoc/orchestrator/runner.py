@@ -238,16 +238,16 @@ class SessionEvent:
 
 def parse_session_event(message: bytes) -> SessionEvent | None:
     """One message of the o2r channel; None for a keepalive. Raises ValueError, naming what was
-    found, for anything that is neither."""
+    found, for anything that is neither; a part of a message may hold a session's id."""
     fields = _parse_fields(message)
     if not fields:
-        raise ValueError(f"{message[:80]!r}, expected a JSON object")
+        raise ValueError(f"{len(message)} bytes, expected a JSON object")
     event, session_id = fields.get("event"), fields.get("session")
     if event is None and "keep" in fields:
         return None
     if event not in ("reserved", "released") or not isinstance(session_id, str):
-        found = {"event": event, "session": type(session_id).__name__}
-        raise ValueError(f"{found!r}, expected reserved or released, and a session")
+        found = f"an event {str(event)[:40]!r} with a session of {type(session_id).__name__}"
+        raise ValueError(f"{found}, expected reserved or released, and a session")
     return SessionEvent(session_id, event == "released")
 
 
