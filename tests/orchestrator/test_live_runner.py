@@ -490,6 +490,17 @@ async def test_case_r25_the_channel_may_hold_anything(log: Log) -> None:
     assert sum("a message is" in text for text in log.at(logging.WARNING)) == 1
 
 
+async def test_a_channel_at_a_host_that_cannot_be_looked_up_harms_nothing() -> None:
+    """An empty variable in a name leaves such a host."""
+    async with (
+        quick(runner_service_url="http://orchestrator..svc:8935") as it,
+        registering(settings_for(it.url)),
+    ):
+        await it.registered()
+        await until_beats(it, 4)
+    assert {beat.status for beat in it.records.beats} == {200}
+
+
 async def test_case_r25_a_burst_of_events_is_made_good_by_the_list() -> None:
     ends = Ends()
     async with quick() as it, registering(settings_for(it.url), ends) as (_, sessions):

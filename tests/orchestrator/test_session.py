@@ -442,6 +442,20 @@ async def test_a_redirect_is_not_followed(channels: ScriptedChannels) -> None:
     assert {exchange.channel for exchange in channels.exchanges} == {"c"}
 
 
+async def test_what_is_no_http_is_told_without_the_url(channels: ScriptedChannels) -> None:
+    """Of some channels it is the secret."""
+    channels.script("GET c/-2", nonsense)
+    async with subscriber(channels, retry_seconds=0) as it:
+        with pytest.raises(TrickleError) as caught:
+            await anext(it)
+    assert "Bad status line" in caught.value.problem
+    assert channels.url() not in caught.value.problem
+
+
+async def nonsense(exchange: Exchange) -> None:
+    await exchange.send(b"nonsense\r\n\r\n")
+
+
 async def test_a_channel_that_cannot_be_reached_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
