@@ -200,16 +200,17 @@ class Subscriber:
         if step.skipped:
             shown = self._options.shown_as or f"channel {self.url}"
             logger.warning("%s: %d segments skipped", shown, step.skipped)
+        # Answers without a number are no channel's: they may come at once, for ever.
+        blind = step.then is protocol.Next.READ and protocol.SEQ not in response.headers
         if step.then is protocol.Next.READ:
             self._seq = step.seq
             if response.content_length != 0:
+                await asyncio.sleep(protocol.BEHIND_SECONDS if blind else 0)
                 return RemoteSegment(step.seq - 1, response)
         response.close()
         if step.then is protocol.Next.END:
             raise protocol.channel_end(self.url, response.status)
         self._seq = step.seq
-        # An empty answer without a number would otherwise be asked for again at once, for ever.
-        blind = step.then is protocol.Next.READ and protocol.SEQ not in response.headers
         await asyncio.sleep(protocol.BEHIND_SECONDS if blind else step.seconds)
         return None
 
