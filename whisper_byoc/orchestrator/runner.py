@@ -197,7 +197,8 @@ class RunnerEntry(Entry):
         """The answer to an attempt to register."""
         if answer.status == 401 and self._asked_id:
             return self._maybe_held(answer)
-        if answer.status == 403 and self._asked_id:
+        is_static = answer.status == 403 or "static runner" in answer.text  # go-livepeer: 400
+        if is_static and self._asked_id:
             self._asked_id = ""
             return self._step(0, logging.ERROR, "cannot have its id", answer.problem)
         if answer.status == 401 and not self._secret_was_right:
