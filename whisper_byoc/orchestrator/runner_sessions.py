@@ -130,6 +130,7 @@ class SessionBook:
     def reconcile(self, runner_id: str, listed: Collection[str], now: float) -> list[str]:
         """The orchestrator's list of our sessions; returns those that are over. Sessions of other
         runners are not touched: a static one is in no list."""
+        listed = frozenset(listed)  # of thousands, compared with thousands
         for session_id in listed:
             self.note_reserved(runner_id, session_id, now)
         over = []
