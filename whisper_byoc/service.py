@@ -224,7 +224,7 @@ class Service:
             lambda: len(sessions.running),
         )
         if registration.has_runners:
-            self.runner_sessions.ask_now = registration.tell_now
+            self.runner_sessions.ask_now = registration.ask_sessions
         sessions = Sessions(
             jobs, self.settings, self.metrics, lost=lambda url: registration.tell_now()
         )

@@ -120,6 +120,13 @@ class Registration:
         for told in self._told:
             told.wake.set()
 
+    def ask_sessions(self) -> None:
+        """Have orchestrators that know us as a runner tell of their sessions at once. Others are
+        not asked before their turn, since strangers can bring this about."""
+        for told in self._told:
+            if isinstance(told.entry, RunnerEntry) and told.entry.registered:
+                told.wake.set()
+
     async def drain(self) -> None:
         """Get no new work, while what runs goes on: a Live Runner is told that we are draining, and
         of BYOC, where that cuts nothing, we are withdrawn. Returns within 3 s."""
