@@ -183,6 +183,9 @@ class RunnerSessions:
         self._answered = asyncio.Event()
         self._told = asyncio.Event()
         self._last_asked = -_ASK_SECONDS
+        self._told_of_host = False
+        """Whether the log says that a host is not allowed. Behind a static single-shot runner every
+        request is a session that would say so."""
         self.ask_now: Callable[[], None] | None = None
 
     @property
@@ -295,11 +298,13 @@ class RunnerSessions:
         url, host = _callback(session, "/stop")
         if host not in self._settings.orchestrator.hosts:
             # The header may be anyone's, and could lead anywhere.
-            logger.warning(
+            logger.log(
+                logging.DEBUG if self._told_of_host else logging.WARNING,
                 "a silent session cannot be stopped: its callbacks lead to host %r, expected one"
                 " of WHISPER_ORCHESTRATOR_ALLOWED_HOSTS",
                 host[:128],
             )
+            self._told_of_host = True
             return True
         again = False
         try:
