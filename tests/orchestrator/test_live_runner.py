@@ -206,8 +206,9 @@ async def test_case_r08_a_former_self_holds_the_id() -> None:
     assert {body["runner_id"] for body in bodies(it)} == {"whisper"}
 
 
-async def test_case_r09_an_id_of_a_static_runner_is_given_up(log: Log) -> None:
-    async with quick() as it:
+@each_dialect
+async def test_case_r09_an_id_of_a_static_runner_is_given_up(node: bool, log: Log) -> None:
+    async with quick(node) as it:
         it.add_static("whisper", "http://127.0.0.1:1", "live-transcription/tiny.en")
         async with registering(settings_for(it.url, runner={"id": "whisper"})):
             await it.registered(2)
@@ -267,6 +268,18 @@ async def test_case_r12_before_it_is_registered_it_backs_off() -> None:
     gaps = [after - before for before, after in itertools.pairwise(times)]
     for gap, delay in zip(gaps, (0.5, 1.0, 2.0), strict=True):
         assert gap >= delay * SLACK
+
+
+async def test_asking_for_sessions_hurries_none_that_does_not_know_us() -> None:
+    """Anyone may make us ask, by headers that are forged."""
+    async with (
+        quick() as it,
+        registering(settings_for(it.url, secret="wrong")) as (registration, _),
+    ):
+        await until_beats(it, 1)
+        registration.ask_sessions()
+        await asyncio.sleep(0.3)
+        assert len(it.records.beats) == 1
 
 
 async def test_case_r13_too_many_requests_are_answered_by_waiting() -> None:
@@ -488,6 +501,17 @@ async def test_case_r25_the_channel_may_hold_anything(log: Log) -> None:
         it.release(session)
         await ends.one.wait()
     assert sum("a message is" in text for text in log.at(logging.WARNING)) == 1
+
+
+async def test_a_channel_at_a_host_that_cannot_be_looked_up_harms_nothing() -> None:
+    """An empty variable in a name leaves such a host."""
+    async with (
+        quick(runner_service_url="http://orchestrator..svc:8935") as it,
+        registering(settings_for(it.url)),
+    ):
+        await it.registered()
+        await until_beats(it, 4)
+    assert {beat.status for beat in it.records.beats} == {200}
 
 
 async def test_case_r25_a_burst_of_events_is_made_good_by_the_list() -> None:

@@ -120,6 +120,13 @@ class Registration:
         for told in self._told:
             told.wake.set()
 
+    def ask_sessions(self) -> None:
+        """Have orchestrators that know us as a runner tell of their sessions at once. Others are
+        not asked before their turn, since strangers can bring this about."""
+        for told in self._told:
+            if isinstance(told.entry, RunnerEntry) and told.entry.registered:
+                told.wake.set()
+
     async def drain(self) -> None:
         """Get no new work, while what runs goes on: a Live Runner is told that we are draining, and
         of BYOC, where that cuts nothing, we are withdrawn. Returns within 3 s."""
@@ -268,6 +275,8 @@ class Registration:
         except aiohttp.ClientConnectorCertificateError as error:
             problem = f"its certificate is not trusted: {error.certificate_error}"
             raise NoAnswer(problem, _UNTRUSTED) from error
+        except aiohttp.ClientResponseError as error:  # whose text has the URL, and a runner's id
+            raise NoAnswer(error.message) from error
         except (aiohttp.ClientError, OSError) as error:
             raise NoAnswer(str(error) or type(error).__name__) from error
         except ValueError as error:  # a header with a line break, a URL that is none
