@@ -105,7 +105,13 @@ class Exchange:
         response: Response | None = None
         async with self._job(options) as job:
             is_audio = isinstance(options, JobOptions)
-            upload = open_upload(self._request, self._incoming, self._limit, is_audio=is_audio)
+            upload = open_upload(
+                self._request,
+                self._incoming,
+                self._limit,
+                is_audio=is_audio,
+                takes_raw=self._dialect.takes_nothing,
+            )
             # The inner group ends the task that reads the upload before the upload is closed.
             async with upload as parts, asyncio.TaskGroup() as feeding:
                 if jobs.draining:
@@ -113,6 +119,8 @@ class Exchange:
                 if values := _given(options, parts.fields):
                     jobs.change(job, values)
                 answer = self._answer_form({**query, **parts.fields}, job.options)
+                if parts.problem:
+                    raise parts.problem
                 feed = feeding.create_task(_feed(job, parts))
                 if answer.streamed:
                     await self._stream(job, answer)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from whisper_byoc.audio.formats import SAMPLE_RATE, AudioFormat, Gap
+from whisper_byoc.audio.formats import SAMPLE_RATE, AudioFormat, Declared, Gap
 from whisper_byoc.audio.pcm import RawStream
 from whisper_byoc.audio.segments import SegmentJoiner
 from whisper_byoc.audio.source import open_source
@@ -170,7 +170,7 @@ class Transcription:
     def leave_out(self, error: ServiceError) -> None:
         self._owner.logger.debug("segment left out: %s", error)
 
-    async def receive(self, body: Body, audio_format: AudioFormat | None) -> None:
+    async def receive(self, body: Body, audio_format: Declared | None) -> None:
         async with open_source(audio_format, self._raw) as source:
 
             async def pump() -> None:
