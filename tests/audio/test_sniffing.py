@@ -29,7 +29,7 @@ def id3(body: bytes) -> bytes:
     [
         pytest.param(b"RIFF\x24\x00\x00\x00WAVEfmt ", Container.WAV, id="RIFF and WAVE"),
         pytest.param(b"RF64\xff\xff\xff\xffWAVEds64", Container.WAV, id="RF64 and WAVE"),
-        pytest.param(b"RIFF\x24\x00\x00\x00AVI LIST", NATIVE, id="RIFF alone is not enough"),
+        pytest.param(b"RIFF\x24\x00\x00\x00WEBPVP8 ", NATIVE, id="RIFF alone is not enough"),
         pytest.param(b"fLaC\x00\x00\x00\x22", Container.FLAC, id="FLAC"),
         pytest.param(b"OggS\x00\x02\x00\x00", Container.OGG, id="Ogg"),
         pytest.param(b"\x1a\x45\xdf\xa3\x9f\x42\x86\x81", Container.WEBM, id="EBML"),
