@@ -139,10 +139,21 @@ def test_interrupted_it_leaves_no_process(manifest: Path) -> None:
 
 
 @pytest.mark.model
+def test_the_door_of_a_service_that_is_started_for_it_hears_the_same(manifest: Path) -> None:
+    status, output, errors = run("--manifest", manifest, "--json", "--door", "--effort", "quick")
+    assert status == 0, errors
+    report = check_report(output, ["ours", "server"])
+    ours, server = report["runs"]["ours"], report["runs"]["server"]
+    assert ours["wer"] == server["wer"]
+    assert server["peak_rss_mb"] > 100
+    assert report["effort"] == "quick"
+
+
+@pytest.mark.model
 def test_a_run_that_fails_is_named(manifest: Path) -> None:
     status, output, errors = run("--manifest", manifest, "--url", "http://127.0.0.1:1")
     assert (status, output) == (1, "")
-    assert "run server failed: ClientError" in errors.splitlines()[-1]
+    assert "run server failed: ClientConnectorError" in errors.splitlines()[-1]
 
 
 @pytest.mark.model
