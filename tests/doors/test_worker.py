@@ -1177,7 +1177,7 @@ class Broken(Processing):
 class SomeBroken(Processings):
     """Makes jobs that fail where a caller asks for it."""
 
-    def make(self, options: Options, owner: Owner) -> Processing:
+    def make(self, options: Options, owner: Owner, *, recording: bool = False) -> Processing:
         assert isinstance(options, ProcessorOptions)
         kind = Broken if (options.model_extra or {}).get("broken") else Processing
         return kind(options, owner, self._host, self._max_bytes)
