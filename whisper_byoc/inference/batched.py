@@ -37,7 +37,7 @@ from whisper_byoc.inference.decoding import (
     in_groups,
 )
 from whisper_byoc.inference.ladder import TEMPERATURES, find_trip
-from whisper_byoc.inference.network import MAX_FRAMES, Ask, Feed
+from whisper_byoc.inference.network import MAX_FRAMES, Ask, Feed, Result, last_of
 from whisper_byoc.inference.precision import Branch, choose_branch, open_network
 from whisper_byoc.inference.speech_rates import tokens_per_second
 from whisper_byoc.inference.words import words_of
@@ -145,12 +145,7 @@ class BatchedModel:
 
     def decode(self, requests: Sequence[DecodeRequest]) -> list[Hypothesis | DecodeError]:
         """See `Model`."""
-        steps = self.decode_in_steps(requests)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                return list(end.value)
+        return list(last_of(self.decode_in_steps(requests)))
 
     @torch.inference_mode()
     def decode_in_steps(self, requests: Sequence[DecodeRequest]) -> Steps[Hypothesis]:
@@ -207,10 +202,9 @@ class BatchedModel:
     def _encode_all(
         self, requests: Sequence[DecodeRequest], full_padding: bool
     ) -> Generator[None, None, list[_Attempt]]:
-        """A window at each step."""
         encoded = []
         for request in requests:
-            encoded.append(self._encode(request, full_padding))
+            encoded.append((yield from self._encode(request, full_padding)))
             yield
         return encoded
 
@@ -221,11 +215,7 @@ class BatchedModel:
         courses = [self._course(attempt, temperature) for attempt in encoded]
         for together in in_groups(courses, self._max_caches):
             steps = decode_in_steps(self._network, together)
-            while True:
-                with self._timed("network"):
-                    if next(steps, True):
-                        break
-                yield
+            yield from self._timed_steps("network", steps)
         return [
             replace(one, decoded=course.result, temperature=temperature)
             for one, course in zip(encoded, courses, strict=True)
@@ -236,7 +226,9 @@ class BatchedModel:
             return Straight(attempt.window, self._rules, temperature)
         return BeamSearch(attempt.window, self._rules, self.search, attempt.words)
 
-    def _encode(self, request: DecodeRequest, full_padding: bool) -> _Attempt:
+    def _encode(
+        self, request: DecodeRequest, full_padding: bool
+    ) -> Generator[None, None, _Attempt]:
         seconds = len(request.samples) / SAMPLE_RATE
         num_frames = min(MAX_FRAMES, max(1, math.ceil(seconds * FRAMES_PER_SECOND)))
         encoded = MAX_FRAMES
@@ -245,8 +237,8 @@ class BatchedModel:
         with self._timed("mel"):
             mel = log_mel(request.samples, encoded, self._network.dims.n_mels)
         tail = self._tail(silence_level(mel)) if encoded < MAX_FRAMES else None
-        with self._timed("network"):
-            audio = self._network.encode(mel, tail)
+        steps = self._network.encode_in_steps(mel, tail)
+        audio = yield from self._timed_steps("network", steps)
         language = request.language if self._multilingual else "en"
         if language is None:
             language = self._detect(audio)
@@ -287,8 +279,23 @@ class BatchedModel:
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
         began = time.perf_counter()
-        yield
-        self._seconds[part] += time.perf_counter() - began
+        try:
+            yield
+        finally:
+            self._seconds[part] += time.perf_counter() - began
+
+    def _timed_steps(
+        self, part: str, steps: Generator[None, None, Result]
+    ) -> Generator[None, None, Result]:
+        """Take steps; what others do between them is not counted."""
+        while True:
+            try:
+                with self._timed(part):
+                    next(steps)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
+            yield
 
     def _prompt(self, tokenizer: Tokenizer, prompt: str | None, taken: int) -> tuple[int, ...]:
         """As much of a prompt's end as fits: half of the decoder's positions are for the text, and

@@ -1,10 +1,10 @@
 """Tokens of many windows at once, under Whisper's rules (openai-whisper's decoding.py)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import accumulate, islice
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +17,10 @@ from whisper_byoc.inference.network import Ask, Cache, Choice, Encoded, Feed, Ne
 
 SPARE_TOKENS = 16
 """Added to what can be said in a window's seconds: a short one may hold nothing but fast words."""
+
+MAX_ROWS = 192
+"""Tokens of one pass: bounds how long it takes. Only the first pass of a window and, of a search,
+the last have more than one for each text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +230,7 @@ def attention_of(result: Decoded, window: EncodedWindow, cache: Cache) -> NDArra
     return cache.attention(free - window.num_forced, last)
 
 
-def decode_in_steps(network: Network, courses: Sequence[Course]) -> Iterator[None]:
+def decode_in_steps(network: Network, courses: Sequence[Course]) -> Generator[None, None, None]:
     """Take all to their ends, a pass at each step; none waits for another.
 
     Raises ValueError when the network has no room for a prefix and the text behind it.
@@ -237,16 +241,25 @@ def decode_in_steps(network: Network, courses: Sequence[Course]) -> Iterator[Non
             opened.callback(course.close)
         running = list(courses)
         while running:
-            feeds = [course.feeds() for course in running]
-            answers, logits = network.forward(list(chain(*feeds)))
+            together = [(course, course.feeds()) for course in running]
+            together = together[: _num_fitting([feeds for _, feeds in together])]
+            waiting = running[len(together) :]
+            answers, logits = network.forward([feed for _, feeds in together for feed in feeds])
             answered = iter(answers)
-            for course, fed in zip(running, feeds, strict=True):
-                own = list(islice(answered, len(fed)))
+            for course, feeds in together:
+                own = list(islice(answered, len(feeds)))
                 count = sum(map(len, own))
                 course.receive(own, logits[:count])
                 logits = logits[count:]
-            running = [course for course in running if not course.done]
+            # Those that found no room in this pass are the first in the next.
+            running = [*waiting, *(course for course, _ in together if not course.done)]
             yield
+
+
+def _num_fitting(feeds: Sequence[Sequence[Feed]]) -> int:
+    """How many, from the first, have together at most `MAX_ROWS` tokens; at least one."""
+    rows = accumulate(sum(len(feed.tokens) for feed in some) for some in feeds)
+    return max(1, sum(count <= MAX_ROWS for count in rows))
 
 
 def in_groups(courses: Sequence[Course], most: int) -> Iterator[list[Course]]:

@@ -8,7 +8,7 @@ else int16.
 
 import ctypes
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -60,7 +60,7 @@ _Model = _struct(
     (c_void_p, "watched workspace seconds"),
 )
 _Encoded = _struct((c_void_p, "keys values bias"), (c_int32, "length"))
-_Cache = _struct((_Encoded, "window"), (c_void_p, "own scores slots"), (c_int32, "room"))
+_Cache = _struct((_Encoded, "window"), (c_void_p, "own scores slots"))
 _Row = _struct((c_int32, "cache token position"))
 _Best = _struct((c_int32, "token"), (c_float, "logit"))
 _Wanted = _struct((c_int32, "row num_best"), (c_void_p, "mask best"))
@@ -109,7 +109,8 @@ class Library:
             return found
 
         self.encode_workspace = function("encode_workspace", c_int64, model, number)
-        self.encode = function("encode", None, model, pointer, number, encoded)
+        window = [pointer, pointer, number, encoded]
+        self.encode = function("encode", None, model, *window, number, number)
         self.append = function("append", None, model, encoded, *[number] * 3, encoded, number)
         self.decode_workspace = function("decode_workspace", c_int64, model, *[number] * 3)
         rows = [pointer, pointer, number, pointer, number]
@@ -155,12 +156,12 @@ class NativeEncoded:
 class _Pool:
     """The keys and values of a cache's tokens and of those of its forks, and who holds which.
 
-    own: float32 (layers, heads, 2, room, 64). holders: how many caches hold a slot of the room.
+    own: float32 (room, layers, heads, 2, 64). holders: how many caches hold a slot of the room.
     """
 
     def __init__(self, own: Array, num_forks: int) -> None:
         self.own, self.num_forks = own, num_forks
-        self.holders = np.zeros(own.shape[3], dtype=np.int32)
+        self.holders = np.zeros(len(own), dtype=np.int32)
         self.free = list(range(len(self.holders)))  # a heap: the lowest are already in memory
 
     def take(self) -> int:
@@ -185,7 +186,7 @@ class NativeCache:
         self.length, self.held, self.positions, self.is_open = 0, 0, len(slots), True
         # The fields of `_Cache`, once: numpy takes a microsecond for each address.
         addresses = (pool.own.ctypes.data, scores.ctypes.data if scores.size else 0)
-        self.record = (encoded.record, *addresses, slots.ctypes.data, pool.own.shape[3])
+        self.record = (encoded.record, *addresses, slots.ctypes.data)
 
     def take(self, num_tokens: int) -> None:
         """Make room for so many behind `length`, which grows; no fork sees what is written."""
@@ -215,6 +216,7 @@ class NativeNetwork:
         self._kept: list[Any] = []  # what C has pointers to
         self._num_watched = len(checkpoint.alignment_heads)
         self._workspace = np.empty(0, dtype=np.uint8)
+        self._spare = self._workspace
         self._seconds = np.zeros(len(PARTS))
         self._model = _Packer(checkpoint, library, self._kept).model()
         self._model.threads = threads
@@ -229,6 +231,11 @@ class NativeNetwork:
         return tail
 
     def encode(self, mel: Tensor, tail: NativeEncoded | None = None) -> NativeEncoded:
+        return network.last_of(self.encode_in_steps(mel, tail))
+
+    def encode_in_steps(
+        self, mel: Tensor, tail: NativeEncoded | None = None
+    ) -> Generator[None, None, NativeEncoded]:
         network.check_mel(mel, self.dims)
         num_frames = mel.shape[1] // 2
         behind = range(0)
@@ -237,8 +244,17 @@ class NativeNetwork:
         encoded = self._new_encoded(num_frames, num_frames + len(behind))
         rows = np.zeros((2 * num_frames + 2, len(mel)), dtype=np.float32)
         rows[1:-1] = mel.numpy().T
-        self._reserve(self._library.encode_workspace(self._model, num_frames))
-        self._library.encode(self._model, rows.ctypes.data, num_frames, _Encoded(*encoded.record))
+        # Another window may be encoded before this one is: each has a workspace.
+        needed = self._library.encode_workspace(self._model, num_frames) + 64
+        workspace, self._spare = self._spare, np.empty(0, dtype=np.uint8)
+        if len(workspace) < needed:
+            workspace = np.empty(needed, dtype=np.uint8)
+        arguments = _aligned(workspace), rows.ctypes.data, num_frames, _Encoded(*encoded.record)
+        for part in range(self.dims.n_audio_layer + 1):
+            self._library.encode(self._model, *arguments, part, part + 1)
+            if part < self.dims.n_audio_layer:
+                yield
+        self._spare = max(workspace, self._spare, key=len)
         if tail is not None:
             self._append(tail, behind, encoded, num_frames)
             encoded.bias[num_frames : encoded.used] = np.log(network.TAIL_STRIDE)
@@ -258,7 +274,7 @@ class NativeNetwork:
         network.check_positions(positions, dims)
         # What is never written to takes no memory.
         room = positions * (1 + forks)
-        own = np.empty((dims.n_text_layer, dims.n_text_head, 2, room, HEAD_WIDTH), np.float32)
+        own = np.empty((room, dims.n_text_layer, dims.n_text_head, 2, HEAD_WIDTH), np.float32)
         scores = np.empty((positions, self._num_watched, len(encoded.bias)), dtype=np.float32)
         slots = np.zeros(positions, dtype=np.int32)
         return NativeCache(encoded, _Pool(own, forks), slots, scores)
@@ -335,7 +351,12 @@ class NativeNetwork:
     def _reserve(self, num_bytes: int) -> None:
         if len(self._workspace) < num_bytes + 64:
             self._workspace = np.empty(num_bytes + 64, dtype=np.uint8)
-            self._model.workspace = -(-self._workspace.ctypes.data // 64) * 64
+            self._model.workspace = _aligned(self._workspace)
+
+
+def _aligned(workspace: Array) -> int:
+    """The first address in it that 64 divides."""
+    return -(-int(workspace.ctypes.data) // 64) * 64
 
 
 def _choice(answer: tuple[int, float, float], names: Iterator[tuple[int, float]], n: int) -> Choice:

@@ -5,8 +5,8 @@ fp32 for comparison, and wherever the native library could not be built.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -121,6 +121,19 @@ def check_positions(positions: int, dims: Dimensions) -> None:
         raise ValueError(f"positions is {positions}, expected 1 to {dims.n_text_ctx}")
 
 
+Result = TypeVar("Result")
+
+
+def last_of(steps: Generator[None, None, Result]) -> Result:
+    """Take all steps; returns what they do."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+
 def check_mel(mel: Tensor, dims: Dimensions) -> None:
     """Of a window that is to be encoded. Raises ValueError."""
     num_mels, length = mel.shape
@@ -179,6 +192,10 @@ class Network(Protocol):
         tail: of `tail`; its frames from the n-th of the 1500 on are put behind the window's, with
         log 8 added to their scores, since each stands for 8.
         """
+        ...
+
+    def encode_in_steps(self, mel: Tensor, tail: Any = None) -> Generator[None, None, Encoded]:
+        """`encode`, for those who have others to serve in the middle of it."""
         ...
 
     def mask(self, values: NDArray[np.float32]) -> Any:

@@ -50,14 +50,13 @@ typedef struct {
     int32_t length;
 } Encoded;
 
-/* One decode of a window. own: (layers, heads, 2, room, WIDTH), the keys and values of its tokens, and of
+/* One decode of a window. own: (room, layers, heads, 2, WIDTH), the keys and values of its tokens, and of
  * other decodes of the window; slots: (positions,), where in there those of each position are; scores:
  * (positions, watched heads, window.length), what its tokens' queries gave with the window's keys, or null. */
 typedef struct {
     Encoded window;
     float *own, *scores;
     const int32_t *slots;
-    int32_t room;
 } Cache;
 
 /* One token; its keys and values enter a cache at `position`. */
@@ -104,7 +103,7 @@ EXPORT const int32_t whisper_layouts[] = {
     AT(Model, audio_positions), AT(Model, text_positions), AT(Model, embedding), AT(Model, encoder),
     AT(Model, decoder), AT(Model, watched), AT(Model, workspace), AT(Model, seconds),
     sizeof(Encoded), AT(Encoded, keys), AT(Encoded, values), AT(Encoded, bias), AT(Encoded, length),
-    sizeof(Cache), AT(Cache, window), AT(Cache, own), AT(Cache, scores), AT(Cache, slots), AT(Cache, room),
+    sizeof(Cache), AT(Cache, window), AT(Cache, own), AT(Cache, scores), AT(Cache, slots),
     sizeof(Row), AT(Row, cache), AT(Row, token), AT(Row, position),
     sizeof(Best), AT(Best, token), AT(Best, logit),
     sizeof(Wanted), AT(Wanted, row), AT(Wanted, num_best), AT(Wanted, mask), AT(Wanted, best),
@@ -353,24 +352,32 @@ static void finish(Encoding *e, Scratch *s, int first, int rows) {
         }
 }
 
-/* Encode mel, float32 (2 frames + 2, mels) with a row of zeros before and after, into the keys and
- * values of a window, from its first position on. */
-EXPORT void whisper_encode(const Model *m, const float *mel, int32_t frames, const Encoded *window) {
-    Encoding e = {.m = m, .frames = frames, .padded = (int)rounded_up(frames, TILE), .window = window};
-    Workspace w = {.base = m->workspace};
-    take_encoding(&e, &w);
-    int count = (2 * frames + 2) * m->mels;
+/* Quantise mel, float32 (2 frames + 2, mels), and clear what stands behind the last frame. */
+static void begin(Encoding *e, const float *mel) {
+    const Model *m = e->m;
+    int count = (2 * e->frames + 2) * m->mels;
     float largest = 1e-12f;
     for (int i = 0; i < count; i++) largest = fabsf(mel[i]) > largest ? fabsf(mel[i]) : largest;
-    e.mel_scale = largest / limit_of(&m->conv1);
-    for (int i = 0; i < count; i++) e.mel[i] = (int16_t)lrintf(mel[i] / e.mel_scale);
+    e->mel_scale = largest / limit_of(&m->conv1);
+    for (int i = 0; i < count; i++) e->mel[i] = (int16_t)lrintf(mel[i] / e->mel_scale);
+    int whole = e->frames / LANES * LANES;
     for (int i = 0; i < 2; i++)
         for (int h = 0; h < m->heads; h++) {
-            size_t from = ((size_t)h * e.padded + frames / LANES * LANES) * WIDTH;
-            size_t bytes = sizeof(float) * (e.padded - frames / LANES * LANES) * WIDTH;
-            memset(e.attention[i].keys + from, 0, bytes);
-            memset(e.attention[i].values + from, 0, bytes);
+            size_t from = ((size_t)h * e->padded + whole) * WIDTH, bytes = sizeof(float) * (e->padded - whole) * WIDTH;
+            memset(e->attention[i].keys + from, 0, bytes);
+            memset(e->attention[i].values + from, 0, bytes);
         }
+}
+
+/* Encode mel, float32 (2 frames + 2, mels) with a row of zeros before and after, into the keys and
+ * values of a window, from its first position on: parts [from, to) of encoder_layers + 1, of which the
+ * first begins with the convolutions. workspace: 64-byte aligned, keeps what one part leaves to the next. */
+EXPORT void whisper_encode(const Model *m, char *workspace, const float *mel, int32_t frames, const Encoded *window,
+                           int32_t from, int32_t to) {
+    Encoding e = {.m = m, .frames = frames, .padded = (int)rounded_up(frames, TILE), .window = window};
+    Workspace w = {.base = workspace};
+    take_encoding(&e, &w);
+    if (!from) begin(&e, mel);
     Scratch scratch[m->threads];
     for (int t = 0; t < m->threads; t++) scratch[t] = take_scratch(m, &w, frames);
     int blocks = (frames + BLOCK_ROWS - 1) / BLOCK_ROWS;
@@ -381,7 +388,7 @@ EXPORT void whisper_encode(const Model *m, const float *mel, int32_t frames, con
         Scratch *s = scratch + omp_get_thread_num();
         double since = 0;
         count_time(m, CONVOLUTION, &since);
-        for (int layer = 0; layer <= m->encoder_layers; layer++) {
+        for (int layer = from; layer < to; layer++) {
             for (;;) {
                 int block = __atomic_fetch_add(next + layer, 1, __ATOMIC_RELAXED);
                 if (block >= blocks) break;
@@ -416,7 +423,7 @@ EXPORT void whisper_append(const Model *m, const Encoded *from, int32_t first, i
 /* ---- decoder ---------------------------------------------------------------------------------- */
 
 /* Rows that go through the decoder together; longer prompts and drafts go in parts, which bounds the workspace. */
-#define MAX_ROWS 64
+#define MAX_ROWS 96
 
 static int smaller_of(int a, int b) { return a < b ? a : b; }
 
@@ -490,12 +497,14 @@ static void shared_norm(Norm norm, Decoding *d, int num_rows, int n) {
     /* the same thread quantises the same rows next: no barrier */
 }
 
-static void attend_own(const float *query, const float *keys, const float *values, const int32_t *slots, int count,
-                       float *scores, float *out) {
+/* Attention of a query to the first `count` keys, of which slot 0's is at `keys`, a slot's `step` floats behind the
+ * one before; each value is behind its key. */
+static void attend_own(const float *query, const float *keys, size_t step, const int32_t *slots, int count, float *scores,
+                       float *out) {
     int padded = (int)rounded_up(count, LANES);
     for (int t = 0; t < count; t++) {
         floats acc = {0};
-        const float *key = keys + (size_t)slots[t] * WIDTH;
+        const float *key = keys + slots[t] * step;
         for (int d = 0; d < WIDTH; d += LANES) acc += load(query + d) * load(key + d);
         scores[t] = sum_of(acc) * 0.125f;
     }
@@ -504,7 +513,7 @@ static void attend_own(const float *query, const float *keys, const float *value
     floats acc[WIDTH / LANES];
     for (int v = 0; v < WIDTH / LANES; v++) acc[v] = all(0);
     for (int t = 0; t < count; t++) {
-        const float *value = values + (size_t)slots[t] * WIDTH;
+        const float *value = keys + slots[t] * step + WIDTH;
         for (int v = 0; v < WIDTH / LANES; v++) acc[v] += scores[t] * load(value + v * LANES);
     }
     for (int v = 0; v < WIDTH / LANES; v++) store(out + v * LANES, acc[v] * scale);
@@ -590,6 +599,7 @@ static void attend_cross(const float *query, int ld, const Encoded *s, size_t la
 static void decode_layer(const Model *m, int index, const Cache *caches, const Row *rows, int num_rows, Decoding *d) {
     const Layer *layer = m->decoder + index;
     int state = m->state, heads = m->heads, ld = layer->qkv.outputs, begin, end;
+    size_t step = (size_t)m->decoder_layers * heads * 2 * WIDTH;
     float *scores = d->scores + (size_t)omp_get_thread_num() * TILE_ROWS * d->score_length;
     shared_norm(layer->attention_norm, d, num_rows, state);
     shared_layer(&layer->qkv, d, d->normal, num_rows, state, d->wide, ld, SET);
@@ -597,19 +607,18 @@ static void decode_layer(const Model *m, int index, const Cache *caches, const R
     for (int i = begin; i < end; i++) {
         int r = i / heads, h = i % heads;
         const Cache *c = caches + rows[r].cache;
-        float *own = c->own + (size_t)(index * heads + h) * 2 * c->room * WIDTH;
+        float *own = c->own + c->slots[rows[r].position] * step + (size_t)(index * heads + h) * 2 * WIDTH;
         const float *source = d->wide + (size_t)r * ld + h * WIDTH;
-        int slot = c->slots[rows[r].position];
-        memcpy(own + (size_t)slot * WIDTH, source + state, sizeof(float) * WIDTH);
-        memcpy(own + (size_t)(c->room + slot) * WIDTH, source + 2 * state, sizeof(float) * WIDTH);
+        memcpy(own, source + state, sizeof(float) * WIDTH);
+        memcpy(own + WIDTH, source + 2 * state, sizeof(float) * WIDTH);
     }
 #pragma omp barrier
     for (int i = begin; i < end; i++) {
         int r = i / heads, h = i % heads;
         const Cache *c = caches + rows[r].cache;
-        const float *own = c->own + (size_t)(index * heads + h) * 2 * c->room * WIDTH;
-        attend_own(d->wide + (size_t)r * ld + h * WIDTH, own, own + (size_t)c->room * WIDTH, c->slots,
-                   rows[r].position + 1, scores, d->attended + (size_t)r * state + h * WIDTH);
+        const float *own = c->own + (size_t)(index * heads + h) * 2 * WIDTH;
+        attend_own(d->wide + (size_t)r * ld + h * WIDTH, own, step, c->slots, rows[r].position + 1, scores,
+                   d->attended + (size_t)r * state + h * WIDTH);
     }
 #pragma omp barrier
     shared_layer(&layer->out, d, d->attended, num_rows, state, d->x, state, ADD);
