@@ -146,7 +146,7 @@ def _with_reference(mov: bytes, path: bytes) -> bytes:
     volume, name = b"\x01/" + bytes(26), b"secret.mov"
     alias = bytes(4) + struct.pack(">HH", 0, 2) + bytes(2) + volume[:28] + bytes(12)
     alias += bytes([len(name)]) + name.ljust(63, b"\0") + bytes(16) + struct.pack(">HH", 1, 1)
-    alias += bytes(14) + struct.pack(">HH", 2, len(path)) + path + struct.pack(">hH", -1, 0)
+    alias += bytes(16) + struct.pack(">HH", 2, len(path)) + path + struct.pack(">hH", -1, 0)
     entry = struct.pack(">I4sI", 12 + len(alias), b"alis", 0) + alias
     grown = bytearray(mov[:place] + entry + mov[place + size :])
     for parent in (b"dref", b"dinf", b"minf", b"mdia", b"trak", b"moov"):

@@ -89,7 +89,8 @@ def test_windows_that_whisper_cannot_take_are_refused(seconds: float) -> None:
 def test_a_word_alone_has_some_silence_around_it() -> None:
     """Before it 0.4 s and behind it 0.8 s, whether the recording has more or less."""
     [window] = windows_of([(0.3, True)])[0]
-    assert (window.start, window.voiced[0], window.end) == (-6_400, 6_400, pytest.approx(0.288))
+    assert (window.start, window.voiced[0]) == (-6_400, 6_400)
+    assert window.end == pytest.approx(0.288)
     assert not window.samples[:6_400].any()
     assert not window.samples[-window.silent :].any()
     assert window.silent == 12_800
