@@ -28,6 +28,7 @@ ServiceError
 │   ├── NotReady
 │   ├── TooManyJobs
 │   ├── StreamExists          a stream of this id runs with other channels
+│   ├── NoRoom                a body that has to be kept until it is whole cannot be
 │   └── Draining
 ├── CutOff                    a job was ended before its words were flushed
 ├── SlowReader                a reader of output fell behind what is kept
@@ -273,6 +274,19 @@ class StreamExists(Unavailable):
     text = "stream {stream_id!r} is running, expected it to be stopped first"
 
     stream_id: str
+
+
+class NoRoom(Unavailable):
+    """A body that can only be decoded when it is whole has no place to wait."""
+
+    code = "no_room"
+    text = (
+        "{found} cannot be kept until it is whole ({problem}), expected room in the directory for"
+        " temporary files"
+    )
+
+    found: str
+    problem: str
 
 
 class Draining(Unavailable):

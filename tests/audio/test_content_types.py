@@ -65,7 +65,7 @@ def test_format_of_content_type(header: str | None, expected: AudioFormat | None
     assert format_of_content_type(header) == expected
 
 
-@pytest.mark.parametrize("header", ["text/html", "application/json", "image/png", "audio/*", "wav"])
+@pytest.mark.parametrize("header", ["text/html", "application/json", "image/png", "wav"])
 def test_a_type_that_is_not_audio_is_named_with_what_is_accepted(header: str) -> None:
     with pytest.raises(UnsupportedAudio) as caught:
         format_of_content_type(header)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.audio.bodies import speechlike, unhurried
+from tests.audio.bodies import id3, speechlike, unhurried
 from whisper_byoc.audio.formats import NATIVE, AudioFormat, Container
 from whisper_byoc.audio.sniffing import SNIFF_BYTES, sniff
 from whisper_byoc.errors import UnsupportedAudio
@@ -19,17 +19,12 @@ ADTS_FRAME = b"\xff\xf1\x50\x40\x19\x1f\xfc" + bytes(193)  # 200 bytes
 TS_PACKET = b"\x47" + bytes(187)
 
 
-def id3(body: bytes) -> bytes:
-    size = len(body)
-    return b"ID3\x04\x00\x00" + bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0)) + body
-
-
 @pytest.mark.parametrize(
     ("head", "expected"),
     [
         pytest.param(b"RIFF\x24\x00\x00\x00WAVEfmt ", Container.WAV, id="RIFF and WAVE"),
         pytest.param(b"RF64\xff\xff\xff\xffWAVEds64", Container.WAV, id="RF64 and WAVE"),
-        pytest.param(b"RIFF\x24\x00\x00\x00AVI LIST", NATIVE, id="RIFF alone is not enough"),
+        pytest.param(b"RIFF\x24\x00\x00\x00WEBPVP8 ", NATIVE, id="RIFF alone is not enough"),
         pytest.param(b"fLaC\x00\x00\x00\x22", Container.FLAC, id="FLAC"),
         pytest.param(b"OggS\x00\x02\x00\x00", Container.OGG, id="Ogg"),
         pytest.param(b"\x1a\x45\xdf\xa3\x9f\x42\x86\x81", Container.WEBM, id="EBML"),

@@ -40,6 +40,7 @@ pytestmark = pytest.mark.anyio
 TIMEOUT = 60
 PLAIN = ("/", "/whisper-byoc", "/transcribe", "/run", "/process")
 DIALECTS = ("/transcribe", "/audio-to-text", "/v1/audio/transcriptions")
+RAW = {"Content-Type": "audio/pcm"}
 STREAMED = pytest.mark.parametrize("path", ["/transcribe", "/v1/audio/transcriptions"])
 
 
@@ -614,7 +615,7 @@ async def test_case_094_events_come_while_the_body_still_goes(
 
     async with (
         aiohttp.ClientSession() as session,
-        session.post(client.url + "/?stream=true", data=body()) as answer,
+        session.post(client.url + "/?stream=true", data=body(), headers=RAW) as answer,
     ):
         text = await answer.content.readline()
         read_some.set()
@@ -695,7 +696,7 @@ async def test_case_096_a_failure_in_the_middle_is_an_event_before_done(
     async with (
         open_client() as client,
         aiohttp.ClientSession() as session,
-        session.post(client.url + path + "?stream=true", data=body()) as response,
+        session.post(client.url + path + "?stream=true", data=body(), headers=RAW) as response,
     ):
         text = await read_until(response, b"w0 w1")
         client.model.answer = lambda _: DecodeError("no memory")
@@ -727,7 +728,7 @@ async def test_case_096_a_body_that_grows_too_large_in_the_middle_is_an_event_be
     async with (
         open_client(settings=settings) as client,
         aiohttp.ClientSession() as session,
-        session.post(client.url + path + "?stream=true", data=body()) as response,
+        session.post(client.url + path + "?stream=true", data=body(), headers=RAW) as response,
     ):
         text = await read_until(response, b"w0 w1")
         first.set()
@@ -880,7 +881,7 @@ async def test_a_shutdown_within_a_body_is_no_transcript(sentence: NDArray[np.fl
         await held.wait()
 
     async with open_client() as client, asyncio.TaskGroup() as group:
-        posting = group.create_task(client.post("/", body()))
+        posting = group.create_task(client.post("/", body(), Content_Type="audio/pcm"))
         assert await asyncio.to_thread(client.model.asked.wait, TIMEOUT)
         await client.service.drain()
         answer = await posting

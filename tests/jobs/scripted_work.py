@@ -5,7 +5,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from whisper_byoc.audio.formats import AudioFormat
+from whisper_byoc.audio.formats import AudioFormat, Declared
 from whisper_byoc.errors import ServiceError
 from whisper_byoc.jobs.options import Options, ProcessorOptions
 from whisper_byoc.jobs.work import Body, Chunks, Owner
@@ -71,7 +71,7 @@ class ScriptedWork:
     def leave_out(self, error: ServiceError) -> None:
         self.left_out.append(error)
 
-    async def receive(self, body: Body, audio_format: AudioFormat | None) -> None:
+    async def receive(self, body: Body, audio_format: Declared | None) -> None:
         self.whole.append(await body.pump(self._take))
         if self.refusals:
             raise self.refusals.pop(0)

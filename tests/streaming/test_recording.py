@@ -86,6 +86,24 @@ def test_windows_that_whisper_cannot_take_are_refused(seconds: float) -> None:
         RecordingPlanner(SETTINGS, seconds, RULES)
 
 
+def test_a_word_alone_has_some_silence_around_it() -> None:
+    """Before it 0.4 s and behind it 0.8 s, whether the recording has more or less."""
+    [window] = windows_of([(0.3, True)])[0]
+    assert (window.start, window.voiced[0]) == (-6_400, 6_400)
+    assert window.end == pytest.approx(0.288)
+    assert not window.samples[:6_400].any()
+    assert not window.samples[-window.silent :].any()
+    assert window.silent == 12_800
+    [window] = windows_of([(2, False), (0.3, True), (2, False)])[0]
+    assert window.start == round(2 * FRAMES_PER_SECOND) * FRAME_SAMPLES - 6_400
+    assert len(window.samples) >= 6_400 + 9 * FRAME_SAMPLES + 12_800
+
+
+def test_more_than_a_word_is_as_it_was() -> None:
+    [window] = windows_of([(2.0, True)])[0]
+    assert (window.start, window.silent, len(window.samples)) == (0, 0, 62 * FRAME_SAMPLES)
+
+
 @given(
     parts=st.lists(st.tuples(st.floats(0.1, 15), st.booleans()), max_size=12),
     max_seconds=st.floats(5, 28),
@@ -99,9 +117,11 @@ def test_all_speech_is_in_one_window_and_none_is_too_long(
     covered = np.zeros(num_samples, dtype=int)
     for window in windows:
         assert len(window.samples) <= max_seconds * SAMPLE_RATE + FRAME_SAMPLES
-        stop = window.start + len(window.samples)
-        covered[window.start : stop] += 1
-        expected = np.arange(window.start, stop) % 65536 / 65536
+        start, stop = max(0, window.start), round(window.end * SAMPLE_RATE)
+        covered[start:stop] += 1
+        expected = np.pad(
+            np.arange(start, stop) % 65536 / 65536, (start - window.start, window.silent)
+        )
         assert np.array_equal(window.samples, expected.astype(np.float32))
     assert covered.max(initial=0) <= 1
     position = 0

@@ -10,14 +10,14 @@ from typing import Final
 
 import numpy as np
 
+from whisper_byoc.audio.channels import Mixer, mixed
 from whisper_byoc.audio.formats import NATIVE, SAMPLE_RATE, Gap, Samples
 from whisper_byoc.audio.pcm import to_samples
 
-MUXER: Final = {
+MUXER: Final[dict[str, str | int]] = {
     "f": "mov",
     "acodec": f"pcm_{NATIVE.encoding.demuxer}",
     "ar": NATIVE.rate,
-    "ac": NATIVE.channels,
     "movflags": "frag_every_frame+empty_moov+default_base_moof+skip_trailer",
 }
 """ffmpeg's options of an output that `ClockedDecoder` reads."""
@@ -29,6 +29,10 @@ _MAX_OVERLAP = SAMPLE_RATE
 reason to lose speech."""
 _HEADER = struct.Struct(">I4s")
 _PARENTS = (b"moof", b"traf")
+_CHANNELS_AT = 36
+"""From the name `stsd`, of which `moov` has one, to the number of channels: the name, a version, a
+number of entries, and of the first entry its size, its name, 8 bytes of every kind and 8 of sound
+(14496-12, 8.5.2 and 12.2.3)."""
 
 
 class ClockedDecoder:
@@ -44,6 +48,8 @@ class ClockedDecoder:
         """Place of the next frame, by the last `tfdt`."""
         self._end: int | None = None
         """Place behind the last samples; None before the first."""
+        self._mixer: Mixer | None = None
+        """None for one channel."""
 
     def receive_bytes(self, data: bytes) -> list[Samples | Gap]:
         """What they complete, in order; no two blocks of samples follow one another."""
@@ -53,8 +59,13 @@ class ClockedDecoder:
             if kind == b"tfdt":
                 # FullBox: a version and flags, then 64 bits in version 1 and 32 in version 0.
                 self._clock = int.from_bytes(content[4:], "big")
+            elif kind == b"moov":
+                place = content.find(b"stsd") + _CHANNELS_AT
+                num_channels = int.from_bytes(content[place : place + 2], "big")
+                self._mixer = Mixer(num_channels) if num_channels > 1 else None
             elif kind == b"mdat":
-                gap, samples = self._place(to_samples(content))
+                samples = mixed(self._mixer, content) if self._mixer else to_samples(content)
+                gap, samples = self._place(samples)
                 if gap:
                     pieces += [*_joined(blocks), Gap(gap)]
                     blocks = []

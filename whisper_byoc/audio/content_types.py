@@ -11,6 +11,7 @@ from whisper_byoc.audio.formats import (
     Container,
     Encoding,
     Pcm,
+    WholeFile,
 )
 from whisper_byoc.errors import InvalidOption, UnsupportedAudio
 
@@ -40,8 +41,11 @@ _TYPES_OF: dict[AudioFormat, str] = {
     Container.MPEG_TS: "video/mp2t audio/mp2t",
     Container.AIFF: "audio/aiff audio/x-aiff",
     Container.CAF: "audio/x-caf",
-    Container.AMR: "audio/amr",
+    Container.AMR: "audio/amr audio/amr-wb",
     Container.FLV: "video/x-flv",
+    Container.AU: "audio/x-au audio/au",
+    Container.ASF: "audio/x-ms-wma video/x-ms-asf video/x-ms-wmv audio/wma",
+    Container.AVI: "video/x-msvideo video/avi",
 }
 _FORMAT_OF: dict[str, AudioFormat] = {
     name: audio_format for audio_format, names in _TYPES_OF.items() for name in names.split()
@@ -55,7 +59,8 @@ def format_of_content_type(header: str | None) -> AudioFormat | None:
     """The format that a `Content-Type` header declares; None where it says nothing about it.
 
     Raw PCM is s16le, 16 kHz, mono unless `rate`, `channels`, `endianness` (`little-endian` or
-    `big-endian`) or `format` (`s16le`, `f32le`, `mulaw`, …) say otherwise.
+    `big-endian`) or `format` (`s16le`, `f32le`, `mulaw`, …) say otherwise. Other types of audio and
+    video say nothing: the bytes will.
     Raises UnsupportedAudio for a type that is not audio, InvalidOption for a bad parameter.
     """
     media_type, *pieces = (header or "").split(";")
@@ -63,11 +68,28 @@ def format_of_content_type(header: str | None) -> AudioFormat | None:
     if media_type in _UNTYPED:
         return None
     declared = _FORMAT_OF.get(media_type)
+    if declared is None and media_type.startswith(("audio/", "video/")):
+        return None
     if declared is None:
         raise UnsupportedAudio(f"labelled {media_type[:80]!r}", ACCEPTED)
     if isinstance(declared, Container):
         return declared
     return _with_parameters(declared, dict(_parameter(piece) for piece in pieces))
+
+
+def whole_file(header: str | None, *, takes_raw: bool) -> WholeFile:
+    """What a `Content-Type` header says of a whole recording: a hint, whatever it is.
+
+    takes_raw: see `WholeFile`; only without a label. Raises InvalidOption for a bad parameter of
+    raw audio.
+    """
+    label = (header or "").partition(";")[0].strip()
+    if label.lower() in _UNTYPED:
+        return WholeFile(takes_raw=takes_raw)
+    try:
+        return WholeFile(format_of_content_type(header), label)
+    except UnsupportedAudio:
+        return WholeFile(None, label)
 
 
 def _parameter(piece: str) -> tuple[str, str]:

@@ -1,23 +1,31 @@
-"""Any audio into 16 kHz mono samples while it arrives, by an ffmpeg process between two pipes.
-
-Nothing is written to a file, and no process is left behind.
-"""
+"""Any audio into 16 kHz mono samples by an ffmpeg process: while it arrives, between two pipes, or
+out of a file that is open. No process is left behind."""
 
 import asyncio
 import logging
 import os
 import re
 import shutil
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import deque
+from contextlib import suppress
 from typing import Final, Self
 
 import ffmpeg
 import imageio_ffmpeg
 
+from whisper_byoc.audio.channels import RawDecoder, WavDecoder
 from whisper_byoc.audio.clock import MUXER, ClockedDecoder
-from whisper_byoc.audio.formats import NATIVE, AudioFormat, Container, Encoding, Gap, Samples
-from whisper_byoc.audio.pcm import PcmDecoder
+from whisper_byoc.audio.formats import (
+    ACCEPTED,
+    NATIVE,
+    AudioFormat,
+    Container,
+    Encoding,
+    Gap,
+    Pcm,
+    Samples,
+)
 from whisper_byoc.errors import ConfigurationError, UnsupportedAudio
 
 logger = logging.getLogger(__name__)
@@ -36,8 +44,11 @@ leaps further, or back, is another clock, and the audio goes on: an encoder that
 _CODECS: Final = (
     "aac,aac_latm,ac3,eac3,alac,amrnb,amrwb,libopencore_amrnb,libopencore_amrwb,flac,mp1,mp1float,"
     "mp2,mp2float,mp3,mp3float,opus,libopus,vorbis,libvorbis,speex,libspeex,gsm,gsm_ms,nellymoser,"
-    "wmav1,wmav2,truehd,dca,adpcm_ima_qt,adpcm_ima_wav,adpcm_ms,adpcm_swf,"
-    "pcm_s8,pcm_s24be,pcm_s32be,pcm_f32be,pcm_f64be,"
+    "wmav1,wmav2,wmapro,wmalossless,wmavoice,truehd,dca,wavpack,ape,tta,tak,mpc7,mpc8,"
+    "cook,sipr,ra_144,ra_288,ilbc,g722,adpcm_g722,g726,g726le,adpcm_g726,adpcm_g726le,g729,g723_1,"
+    "qcelp,evrc,adpcm_ima_qt,adpcm_ima_wav,adpcm_ms,adpcm_swf,adpcm_yamaha,adpcm_sbpro_2,"
+    "adpcm_sbpro_3,adpcm_sbpro_4,mace3,mace6,qdm2,qdmc,shorten,pcm_dvd,pcm_u16le,pcm_u16be,"
+    "pcm_s8,pcm_s24be,pcm_s32be,pcm_f32be,pcm_f64be,pcm_s64le,pcm_s64be,"
 ) + ",".join(f"pcm_{encoding.demuxer}" for encoding in Encoding)
 
 
@@ -62,6 +73,13 @@ _CODECS: Final = (
 _PROBING: Final = {"probesize": 32, "analyzeduration": 1}
 
 
+_WAV: Final[dict[str, str | int]] = {"f": "wav", "ar": NATIVE.rate}
+_FILE: Final = "file:/dev/fd/0"
+_PROBE_SECONDS: Final = 20
+_TOLD_BYTES: Final = 64 * 1024
+_LEAST_SCORE: Final = 25
+
+
 def find_ffmpeg() -> str:
     """The system's ffmpeg, else the one in imageio-ffmpeg's wheel. Raises ConfigurationError."""
     if found := shutil.which("ffmpeg"):
@@ -72,27 +90,32 @@ def find_ffmpeg() -> str:
         raise ConfigurationError("no ffmpeg was found, expected one on the PATH") from error
 
 
-def ffmpeg_command(audio_format: AudioFormat, ffmpeg_path: str) -> list[str]:
-    """The command that reads `audio_format` at standard input and writes NATIVE to its output.
+def ffmpeg_command(
+    audio_format: AudioFormat, ffmpeg_path: str, *, from_file: bool = False
+) -> list[str]:
+    """The command that reads `audio_format` at standard input and writes 16 kHz to its output: raw
+    audio with the channels that it has, mono or stereo of a container.
 
     The input format is forced and only pipes may be opened, so that no playlist, data reference or
-    other content makes ffmpeg open a file or an address.
+    other content makes ffmpeg open a file or an address. from_file: standard input is a file in
+    which ffmpeg may go to and fro. For that it has to open it once more by its number, and none of
+    our formats makes it open another (`enable_drefs` of MP4 is off).
     """
     source = ffmpeg.input(
-        "pipe:0",
+        _FILE if from_file else "pipe:0",
         **_format_options(audio_format),
-        protocol_whitelist="pipe",
+        protocol_whitelist="file" if from_file else "pipe",
         codec_whitelist=_CODECS,
-        **_PROBING,
+        **({} if from_file else _PROBING),
         threads=1,
         vn=None,
         sn=None,
         dn=None,
     )
-    # s16le is what openai-whisper has ffmpeg write for its own models.
     clocked = audio_format is Container.MPEG_TS
-    written = MUXER if clocked else _format_options(NATIVE)
-    sink = source["a:0"].output("pipe:1", **written, threads=1, flush_packets=1)
+    sink = source["a:0"].output(
+        "pipe:1", **_output_options(audio_format), threads=1, flush_packets=1
+    )
     flags = ["-hide_banner", "-nostdin", "-nostats", "-loglevel", "error"]
     if clocked:
         flags += ["-dts_delta_threshold", str(MAX_LEAP_SECONDS)]
@@ -104,6 +127,62 @@ def _format_options(audio_format: AudioFormat) -> dict[str, str | int]:
         return {"f": audio_format.demuxer}
     raw = audio_format
     return {"f": raw.encoding.demuxer, "ar": raw.rate, "ac": raw.channels}
+
+
+def _output_options(audio_format: AudioFormat) -> dict[str, str | int]:
+    """s16le is what openai-whisper has ffmpeg write for its own models. Channels are mixed here
+    (`Mixer`), but for more than two of a container, whose places only ffmpeg knows."""
+    if isinstance(audio_format, Pcm):
+        return _format_options(Pcm(NATIVE.encoding, NATIVE.rate, audio_format.channels))
+    written = MUXER if audio_format is Container.MPEG_TS else _WAV
+    return {**written, "acodec": "pcm_s16le", "af": "aformat=channel_layouts=mono|stereo"}
+
+
+async def probe(fd: int, ffmpeg_path: str | None = None) -> Container | None:
+    """Which of our containers an open file is, by what ffmpeg makes of its bytes; None for none.
+
+    ffmpeg looks at its first 5 MB at most. Raises UnsupportedAudio when that takes it 20 s, and
+    ConfigurationError where it cannot be run.
+    """
+    names = ",".join(container.demuxer for container in Container)
+    command = [ffmpeg_path or find_ffmpeg(), "-hide_banner", "-nostdin", "-loglevel", "info"]
+    command += ["-protocol_whitelist", "file", "-format_whitelist", names]
+    command += ["-codec_whitelist", _CODECS, "-threads", "1", "-i", _FILE]
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=fd, stdout=DEVNULL, stderr=PIPE, start_new_session=True
+        )
+    except OSError as error:
+        raise ConfigurationError(f"ffmpeg cannot be run: {error}") from error
+    assert process.stderr is not None
+    told = b""
+    try:
+        async with asyncio.timeout(_PROBE_SECONDS):
+            while data := await process.stderr.read(_TOLD_BYTES):
+                told = (told + data)[:_TOLD_BYTES]
+    except TimeoutError:
+        raise UnsupportedAudio(
+            f"of no kind that ffmpeg has found within {_PROBE_SECONDS} s", ACCEPTED
+        ) from None
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+        while await process.stderr.read(_TOLD_BYTES):
+            pass
+        await process.wait()
+    return _probed(told)
+
+
+def _probed(told: bytes) -> Container | None:
+    """By what ffmpeg has told of its input. A low score means that it guesses: 25 are four frames
+    of MP3 or AAC behind other bytes, less is a header that chance has made."""
+    score = re.search(rb"detected only with low score of (\d+)", told)
+    name = re.search(rb"^Input #0, (\S+), from ", told, re.MULTILINE)
+    if name is None or (score is not None and int(score[1]) < _LEAST_SCORE):
+        return None
+    found = name[1].decode("latin-1").split(",")
+    return next((container for container in Container if container.demuxer in found), None)
 
 
 class _Complaints(asyncio.Protocol):
@@ -133,7 +212,7 @@ class _Complaints(asyncio.Protocol):
         names the cause, where the lines of the main program behind it are general."""
         lines = [line for line in self._tail.decode("utf-8", "replace").splitlines() if line]
         special = [line for line in lines if self._PREFIX.match(line)]
-        line = (special or lines or ["no message"])[-1]
+        line = (special or lines or [""])[-1]
         return self._PREFIX.sub("", line)[:200].strip()
 
 
@@ -148,25 +227,31 @@ class Decoder:
     def __init__(
         self, audio_format: AudioFormat, process: Process, complaints: _Complaints
     ) -> None:
-        assert process.stdin is not None
         assert process.stdout is not None
         self._format = audio_format
         self._process = process
         self._complaints = complaints
         self._stdin, self._stdout = process.stdin, process.stdout
-        # drain() waits until the pipe took everything, not until less than 64 KiB are left.
-        self._stdin.transport.set_write_buffer_limits(high=0)
+        if self._stdin is not None:
+            # drain() waits until the pipe took everything, not until less than 64 KiB are left.
+            self._stdin.transport.set_write_buffer_limits(high=0)
         self._reading = asyncio.Lock()
         self._clocked = ClockedDecoder() if audio_format is Container.MPEG_TS else None
-        self._pcm = PcmDecoder()
+        self._decoder: RawDecoder | WavDecoder = WavDecoder()
+        if isinstance(audio_format, Pcm):
+            self._decoder = RawDecoder(audio_format.channels)
         self._pieces: deque[Samples | Gap] = deque()
         self._num_bytes = self._num_samples = 0
         self._eof_sent = self._closed = False
 
     @classmethod
-    async def start(cls, audio_format: AudioFormat, ffmpeg_path: str | None = None) -> Self:
-        """Raises ConfigurationError where ffmpeg cannot be run."""
-        command = ffmpeg_command(audio_format, ffmpeg_path or find_ffmpeg())
+    async def start(
+        cls, audio_format: AudioFormat, ffmpeg_path: str | None = None, file: int | None = None
+    ) -> Self:
+        """file: number of an open file that holds the whole input, which is then not sent. It may
+        be closed behind this. Raises ConfigurationError where ffmpeg cannot be run."""
+        from_file = file is not None
+        command = ffmpeg_command(audio_format, ffmpeg_path or find_ffmpeg(), from_file=from_file)
         complaints = _Complaints()
         try:
             read_end, write_end = os.pipe()
@@ -176,7 +261,7 @@ class Decoder:
                 )
                 process = await asyncio.create_subprocess_exec(
                     *command,
-                    stdin=PIPE,
+                    stdin=PIPE if file is None else file,
                     stdout=PIPE,
                     stderr=write_end,
                     limit=BLOCK_BYTES,
@@ -198,7 +283,7 @@ class Decoder:
         ended is told by the iteration."""
         self._num_bytes += len(data)
         for start in range(0, len(data), BLOCK_BYTES):
-            if self._stdin.is_closing():
+            if self._stdin is None or self._stdin.is_closing():
                 return
             try:
                 self._stdin.write(data[start : start + BLOCK_BYTES])
@@ -209,7 +294,8 @@ class Decoder:
     async def send_eof(self) -> None:
         """No more will be sent: ffmpeg flushes what it holds, and iteration ends."""
         self._eof_sent = True
-        self._stdin.close()
+        if self._stdin is not None:
+            self._stdin.close()
 
     def __aiter__(self) -> Self:
         return self
@@ -220,9 +306,9 @@ class Decoder:
         async with self._reading:
             while not (self._closed or self._pieces):
                 data = await self._stdout.read(BLOCK_BYTES)
+                self._receive(data)
                 if not data:
                     break
-                self._receive(data)
             if self._pieces and not self._closed:
                 return self._pieces.popleft()
             if not self._closed:
@@ -237,7 +323,7 @@ class Decoder:
         if self._clocked is not None:
             pieces = self._clocked.receive_bytes(data)
         else:
-            pieces = [self._pcm.receive_bytes(data)]
+            pieces = [self._decoder.receive_bytes(data) if data else self._decoder.receive_end()]
         for piece in pieces:
             if isinstance(piece, Gap):
                 self._pieces.append(piece)
@@ -253,10 +339,12 @@ class Decoder:
             if code:
                 logger.debug("ffmpeg on %s: %s", self._format, self._complaints.last_line)
             return
-        if not self._num_bytes:
+        if not self._num_bytes and self._stdin is not None:
             raise UnsupportedAudio("empty", str(self._format))
         if self._complaints.without_audio:
             raise UnsupportedAudio(f"{self._format} without an audio stream", "one in it")
+        if not (code or self._complaints.last_line):
+            raise UnsupportedAudio(f"{self._format} that holds no audio", "some audio in it")
         problem = f"killed by signal {-code}" if code < 0 else self._complaints.last_line
         raise UnsupportedAudio(
             f"{self._format} that ffmpeg cannot decode ({problem})", "a playable file or stream"
@@ -268,7 +356,8 @@ class Decoder:
         self._closed = True
         if self._process.returncode is None:
             self._process.kill()
-        self._stdin.close()
+        if self._stdin is not None:
+            self._stdin.close()
         async with self._reading:
             # The process counts as gone when its pipes are closed, and a full one does not close.
             while await self._stdout.read(BLOCK_BYTES):

@@ -36,6 +36,27 @@ class Container(enum.Enum):
     CAF = "caf", "CAF"
     AMR = "amr", "AMR"
     FLV = "flv", "FLV"
+    AU = "au", "AU"
+    ASF = "asf", "WMA or another ASF"
+    MPEG_PS = "mpeg", "MPEG-PS"
+    AVI = "avi", "AVI"
+    W64 = "w64", "Wave64"
+    WAVPACK = "wv", "WavPack"
+    APE = "ape", "Monkey's Audio"
+    TTA = "tta", "TTA"
+    TAK = "tak", "TAK"
+    MUSEPACK = "mpc", "Musepack"
+    MUSEPACK_8 = "mpc8", "Musepack 8"
+    AC3 = "ac3", "AC-3"
+    EAC3 = "eac3", "E-AC-3"
+    DTS = "dts", "DTS"
+    LATM = "loas", "AAC (LATM)"
+    VOC = "voc", "VOC"
+    SOX = "sox", "SoX's own format"
+    SPHERE = "nistsphere", "NIST SPHERE"
+    IRCAM = "ircam", "IRCAM"
+    REALMEDIA = "rm", "RealMedia"
+    QCP = "qcp", "QCP"
 
     def __init__(self, demuxer: str, label: str) -> None:
         self.demuxer = demuxer
@@ -81,10 +102,45 @@ class Pcm:
 
 AudioFormat: TypeAlias = Container | Pcm
 
+
+@dataclass(frozen=True, slots=True)
+class WholeFile:
+    """A body that is a whole recording, as uploads are, so that it can be decoded from any place.
+
+    Its bytes decide what it is. hint: what its label says; raw audio is believed where no magic
+    bytes say otherwise. label: how it is labelled, for messages. takes_raw: whether bytes of no
+    known kind may be NATIVE audio though nothing says so, where they look like sound.
+    """
+
+    hint: AudioFormat | None = None
+    label: str = ""
+    takes_raw: bool = False
+
+
+Declared: TypeAlias = AudioFormat | WholeFile
+"""What is known of a body before its first byte."""
+
+STREAMED: Final = frozenset(
+    {
+        Container.WAV,
+        Container.FLAC,
+        Container.MP3,
+        Container.AAC,
+        Container.OGG,
+        Container.WEBM,
+        Container.MPEG_TS,
+        Container.FLV,
+        Container.AMR,
+        Container.AU,
+    }
+)
+"""What can be decoded while it arrives, whoever wrote it; ffmpeg may want to go to and fro in the
+others, and does so where the whole file is there."""
+
 NATIVE: Final = Pcm()
 """s16le, 16 kHz, mono: the one format that needs no ffmpeg."""
 
-ACCEPTED: Final = "raw PCM, WAV, FLAC, MP3, AAC, Ogg, WebM, MP4 or MPEG-TS"
+ACCEPTED: Final = "raw PCM, WAV, FLAC, MP3, AAC, Ogg, WebM, MP4, MPEG-TS or the like"
 
 RATES: Final = range(1_000, 384_001)
 CHANNELS: Final = range(1, 33)

@@ -20,6 +20,11 @@ class FrameCutter:
         self._piece = data[whole:]
         return data[:whole]
 
+    def receive_end(self) -> bytes:
+        """The bytes that still wait: no more come."""
+        rest, self._piece = self._piece, b""
+        return rest
+
 
 class RawStream:
     """What the bodies of one stream of raw audio share.

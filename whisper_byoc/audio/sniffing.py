@@ -13,6 +13,8 @@ SNIFF_BYTES: Final = _MAX_ADTS_FRAME + _ADTS_HEADER
 """`sniff` never asks for more than this: the longest ADTS frame and the header behind it. Raw PCM
 waits for 8 bytes as a rule, for 377 where it begins with the byte 0x47."""
 
+_MAGIC_BYTES = 32
+"""Longer than every pattern but MPEG-TS's."""
 _TEXT_BYTES = 64
 """So many printable characters at its beginning make a body text (see `_as_text`)."""
 
@@ -33,6 +35,24 @@ _PATTERNS: tuple[tuple[Container, Pattern], ...] = (
     (Container.CAF, {0: b"caff\x00\x01"}),
     (Container.AMR, {0: b"#!AMR"}),
     (Container.FLV, {0: b"FLV\x01"}),
+    (Container.AU, {0: b".snd\x00"}),
+    (Container.ASF, {0: bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")}),
+    (Container.MPEG_PS, {0: b"\x00\x00\x01\xba"}),
+    (Container.AVI, {0: b"RIFF", 8: b"AVI "}),
+    (Container.W64, {0: b"riff\x2e\x91\xcf\x11"}),
+    (Container.WAVPACK, {0: b"wvpk"}),
+    (Container.APE, {0: b"MAC "}),
+    (Container.TTA, {0: b"TTA1"}),
+    (Container.TAK, {0: b"tBaK"}),
+    (Container.MUSEPACK_8, {0: b"MPCK"}),
+    (Container.DTS, {0: b"\x7f\xfe\x80\x01"}),
+    (Container.VOC, {0: b"Creative Voice File\x1a"}),
+    (Container.SOX, {0: b".SoX"}),
+    (Container.SOX, {0: b"XoS."}),
+    (Container.SPHERE, {0: b"NIST_1A\n"}),
+    (Container.REALMEDIA, {0: b".RMF\x00"}),
+    (Container.REALMEDIA, {0: b".ra\xfd"}),
+    (Container.QCP, {0: b"RIFF", 8: b"QLCM"}),
     # ISO/IEC 13818-1: a sync byte every 188 bytes.
     (Container.MPEG_TS, {0: b"G", 188: b"G", 376: b"G"}),
 )
@@ -52,12 +72,31 @@ def sniff(head: bytes, *, at_end: bool = False) -> AudioFormat | None:
     Answers at the latest with SNIFF_BYTES of it, or when `at_end` says that there is no more.
     What matches nothing is NATIVE. Raises UnsupportedAudio for what is certainly not audio.
     """
+    return _first(_verdicts(head, at_end=at_end), at_end=at_end)
+
+
+def sniff_magic(head: bytes, *, at_end: bool = False) -> AudioFormat | None:
+    """As `sniff`, by magic bytes alone: those that chance does not bring about in raw audio of
+    whatever encoding. Answers with 32 bytes, and raises nothing."""
+    found = _first(_by_pattern(head), at_end=at_end)
+    if found is None and len(head) >= _MAGIC_BYTES:
+        return NATIVE
+    return NATIVE if found is Container.MPEG_TS else found
+
+
+def _first(verdicts: Iterator[AudioFormat | None], *, at_end: bool) -> AudioFormat | None:
     unsure = False
-    for found in _verdicts(head, at_end=at_end):
+    for found in verdicts:
         if isinstance(found, Container):
             return found
         unsure |= found is None
     return None if unsure and not at_end else NATIVE
+
+
+def _by_pattern(head: bytes) -> Iterator[AudioFormat | None]:
+    for container, pattern in _PATTERNS:
+        match = matches(head, pattern)
+        yield container if match else NATIVE if match is False else None
 
 
 def _verdicts(head: bytes, *, at_end: bool) -> Iterator[AudioFormat | None]:
@@ -65,15 +104,14 @@ def _verdicts(head: bytes, *, at_end: bool) -> Iterator[AudioFormat | None]:
 
     Raises UnsupportedAudio for what is certainly not audio.
     """
-    yield _as_text(head, at_end=at_end)
+    # The head of a SPHERE file is text.
+    yield Container.SPHERE if head.startswith(b"NIST_1A\n") else _as_text(head, at_end=at_end)
     for name, pattern in _NOT_AUDIO:
         match = matches(head, pattern)
         if match:
             raise UnsupportedAudio(name, ACCEPTED)
         yield NATIVE if match is False else None
-    for container, pattern in _PATTERNS:
-        match = matches(head, pattern)
-        yield container if match else NATIVE if match is False else None
+    yield from _by_pattern(head)
     yield _as_tagged(head)
     yield _as_frames(head, Container.AAC, _ADTS_HEADER, _adts_frame)
     yield _as_frames(head, Container.MP3, _MPEG_HEADER, _mpeg_frame)

@@ -5,6 +5,7 @@ and no process is left behind.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Self
@@ -12,10 +13,21 @@ from typing import Self
 import numpy as np
 
 from whisper_byoc.audio.body import BodyReader
-from whisper_byoc.audio.ffmpeg import BLOCK_BYTES, Decoder
-from whisper_byoc.audio.formats import NATIVE, SAMPLE_RATE, AudioFormat, Gap, Samples
+from whisper_byoc.audio.ffmpeg import BLOCK_BYTES, Decoder, probe
+from whisper_byoc.audio.formats import (
+    ACCEPTED,
+    NATIVE,
+    SAMPLE_RATE,
+    AudioFormat,
+    Declared,
+    Gap,
+    Samples,
+    WholeFile,
+)
+from whisper_byoc.audio.level import Leveller
 from whisper_byoc.audio.pcm import RawStream, to_samples
-from whisper_byoc.errors import ServiceError
+from whisper_byoc.audio.spool import Spool
+from whisper_byoc.errors import ServiceError, UnsupportedAudio
 
 
 class _NativeRoute:
@@ -74,9 +86,14 @@ class AudioSource:
     """
 
     def __init__(
-        self, declared: AudioFormat | None, stream: RawStream | None, ffmpeg_path: str | None
+        self, declared: Declared | None, stream: RawStream | None, ffmpeg_path: str | None
     ) -> None:
+        self._declared = declared
         self._reader = BodyReader(declared, stream)
+        self._spool: Spool | None = None
+        """What has come of a file that has to be whole before it can be decoded."""
+        self._found: AudioFormat | None = None
+        """What a file turned out to be."""
         self._ffmpeg_path = ffmpeg_path
         self._route: _NativeRoute | Decoder | None = None
         self._decided = asyncio.Event()  # there is a route, or there will be none
@@ -84,11 +101,14 @@ class AudioSource:
         self._closed = False
         self._num_missing = 0
         """Samples of the gap that iteration has come to."""
+        self._leveller = Leveller() if isinstance(declared, WholeFile) else None
+        """None for what may be live: it makes samples wait for seconds."""
+        self._pieces: deque[Samples | Gap] = deque()
 
     @property
     def format(self) -> AudioFormat | None:
         """What the body is; None while too little of it is there, and for an empty one."""
-        return self._reader.format
+        return self._reader.format or self._found
 
     async def send(self, data: bytes) -> None:
         """Pass on some bytes of the body; waits while those sent before are still to be decoded."""
@@ -105,6 +125,8 @@ class AudioSource:
             return
         try:
             await self._pass_on(self._reader.receive_eof())
+            if self._spool is not None:
+                await self._start_on(self._spool)
             if self._route is not None:
                 await self._route.send_eof()
             self._decided.set()  # for an empty body, which has no route
@@ -134,6 +156,23 @@ class AudioSource:
 
         Raises UnsupportedAudio, or ConfigurationError where ffmpeg cannot be run.
         """
+        while not self._pieces:
+            piece = await self._next_decoded()
+            if self._leveller is None:
+                return piece
+            if isinstance(piece, np.ndarray):
+                samples = self._leveller.receive_samples(piece)
+            else:
+                samples = self._leveller.receive_end()
+            for start in range(0, len(samples), SAMPLE_RATE):
+                self._pieces.append(samples[start : start + SAMPLE_RATE])
+            if isinstance(piece, Gap):
+                self._pieces.append(piece)
+            elif piece is None and not self._pieces:
+                return None
+        return self._pieces.popleft()
+
+    async def _next_decoded(self) -> Samples | Gap | None:
         await self._decided.wait()
         if self._error is not None:
             raise self._error
@@ -143,6 +182,8 @@ class AudioSource:
         """Wakes whoever still sends or iterates, and kills ffmpeg."""
         self._closed = True
         self._decided.set()
+        if self._spool is not None:
+            self._spool.close()
         if self._route is not None:
             await self._route.close()
 
@@ -155,7 +196,35 @@ class AudioSource:
         self._error = error
         self._decided.set()
 
+    async def _start_on(self, spool: Spool) -> None:
+        """Decode a file that is whole. Raises UnsupportedAudio and ConfigurationError."""
+        try:
+            found = self._reader.format or await probe(spool.fd, self._ffmpeg_path)
+            self._found = found or self._as_raw(spool)
+            if not self._closed:
+                self._route = await Decoder.start(self._found, self._ffmpeg_path, spool.fd)
+                if self._closed:  # by its owner, while ffmpeg was starting
+                    await self._route.close()
+        finally:
+            spool.close()
+        self._decided.set()
+
+    def _as_raw(self, spool: Spool) -> AudioFormat:
+        """What no program knows may be raw audio. Raises UnsupportedAudio."""
+        file = self._declared
+        assert isinstance(file, WholeFile), "others are not spooled"
+        if file.takes_raw and spool.looks_like_sound():
+            return NATIVE
+        label = f"labelled {file.label!r} and " if file.label else ""
+        raise UnsupportedAudio(
+            f"{label}{spool.num_bytes} bytes of no kind that ffmpeg knows", ACCEPTED
+        )
+
     async def _pass_on(self, payload: bytes) -> None:
+        if self._reader.spooled:
+            self._spool = self._spool or Spool()
+            self._spool.write(payload)
+            return
         payload_format = self._reader.payload_format
         if payload_format is None:
             return
@@ -172,12 +241,13 @@ class AudioSource:
 
 @asynccontextmanager
 async def open_source(
-    declared: AudioFormat | None = None,
+    declared: Declared | None = None,
     stream: RawStream | None = None,
     *,
     ffmpeg_path: str | None = None,
 ) -> AsyncIterator[AudioSource]:
-    """One request body of the format `declared`, or to be found out. At exit ffmpeg is gone.
+    """One request body of the format `declared`, or to be found out. At exit ffmpeg is gone, and
+    so is what was kept of a file that had to be whole.
 
     stream: what this body shares with those before it, where it may continue their raw audio.
     """

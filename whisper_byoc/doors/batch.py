@@ -117,7 +117,13 @@ class Exchange:
         response: Response | None = None
         async with self._job(options) as job:
             is_audio = isinstance(options, JobOptions)
-            upload = open_upload(self._request, self._incoming, self._limit, is_audio=is_audio)
+            upload = open_upload(
+                self._request,
+                self._incoming,
+                self._limit,
+                is_audio=is_audio,
+                takes_raw=self._dialect.takes_nothing,
+            )
             # The inner group ends the task that reads the upload before the upload is closed.
             async with upload as parts, asyncio.TaskGroup() as feeding:
                 if jobs.draining:
@@ -127,6 +133,8 @@ class Exchange:
                     jobs.change(job, values)
                 self._check_language(job.options)
                 answer = self._answer_form({**query, **fields}, job.options)
+                if parts.problem:
+                    raise parts.problem
                 self._progress = Progress(parts.num_bytes)
                 feed = feeding.create_task(_feed(job, parts))
                 if answer.streamed:

@@ -11,10 +11,10 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from whisper_byoc.audio.content_types import format_of_content_type
-from whisper_byoc.audio.formats import AudioFormat
+from whisper_byoc.audio.content_types import whole_file
+from whisper_byoc.audio.formats import Declared, Pcm, WholeFile
 from whisper_byoc.doors.requests import Incoming
-from whisper_byoc.errors import BadMessage, InvalidOption
+from whisper_byoc.errors import BadMessage, InvalidOption, NoRoom
 from whisper_byoc.jobs.control import parse_object
 from whisper_byoc.jobs.work import Chunks
 
@@ -36,7 +36,9 @@ class Upload:
 
     fields: Fields
     audio: Chunks
-    audio_format: AudioFormat | None
+    audio_format: Declared | None
+    problem: BadMessage | None = None
+    """Why it has no audio; for whoever has looked at the fields, which are told of first."""
     num_bytes: int | None = None
     """Of the audio, where that is told before it is read."""
 
@@ -47,37 +49,62 @@ def media_type(request: Request) -> str:
 
 @asynccontextmanager
 async def open_upload(
-    request: Request, incoming: Incoming, limit: int, *, is_audio: bool
+    request: Request, incoming: Incoming, limit: int, *, is_audio: bool, takes_raw: bool = False
 ) -> AsyncIterator[Upload]:
     """Take a body apart; files of a form are deleted at exit. is_audio: whether the body is for
     Whisper. What a hosted processor gets has no declared format, and JSON is passed on as it is.
+    takes_raw: whether bytes that nothing names may be raw audio.
 
-    Raises BadMessage, InvalidOption and UnsupportedAudio.
+    Raises BadMessage, InvalidOption and NoRoom.
     """
+
+    def declared(content_type: str | None) -> WholeFile | None:
+        return whole_file(content_type, takes_raw=takes_raw) if is_audio else None
+
     async with AsyncExitStack() as stack:
         if media_type(request) == "multipart/form-data":
             form = await stack.enter_async_context(_form(request, incoming, limit))
             texts = [(name, it) for name, it in form.multi_items() if isinstance(it, str)]
             fields = gathered(texts)
-            for file in (file for name in FILE_FIELDS for file in form.getlist(name)):
-                if isinstance(file, UploadFile):
-                    declared = format_of_content_type(file.content_type) if is_audio else None
-                    yield Upload(fields, _file_chunks(file), declared, file.size)
-                    return
+            if file := _form_file(form):
+                audio_format = declared(file.content_type)
+                problem = _problem_of(file, audio_format)
+                yield Upload(fields, _file_chunks(file), audio_format, problem, file.size)
+                return
         elif media_type(request) == "application/json" and is_audio:
             fields = _json_fields(b"".join([chunk async for chunk in incoming.chunks()]))
         else:
-            content_type = request.headers.get("Content-Type")
-            declared = format_of_content_type(content_type) if is_audio else None
-            yield Upload({}, incoming.chunks(), declared, _told_length(request))
+            audio_format = declared(request.headers.get("Content-Type"))
+            yield Upload({}, incoming.chunks(), audio_format, num_bytes=_told_length(request))
             return
-        audio, declared = _encoded_audio(fields)
-        yield Upload(fields, _slices(audio), declared, len(audio))
+        audio, content_type = _encoded_audio(fields)
+        yield Upload(fields, _slices(audio), declared(content_type), num_bytes=len(audio))
 
 
 def _told_length(request: Request) -> int | None:
     length = request.headers.get("Content-Length", "")
     return int(length) if length.isdecimal() else None
+
+
+def _form_file(form: FormData) -> UploadFile | None:
+    """The audio of a form. Raises BadMessage for a file that comes as a text."""
+    for name in FILE_FIELDS:
+        for part in form.getlist(name):
+            if isinstance(part, UploadFile):
+                return part
+            if not (part.isascii() and part.isprintable()):
+                raise BadMessage(
+                    f"a form whose part {name} has bytes and no file name",
+                    f'Content-Disposition: form-data; name="{name}"; filename="..."',
+                )
+    return None
+
+
+def _problem_of(file: UploadFile, declared: WholeFile | None) -> BadMessage | None:
+    """A file needs a byte, but raw audio may be that short."""
+    if declared is None or file.size or isinstance(declared.hint, Pcm):
+        return None
+    return BadMessage("a form whose file is empty", "a file with audio")
 
 
 @asynccontextmanager
@@ -91,6 +118,8 @@ async def _form(request: Request, incoming: Incoming, limit: int) -> AsyncIterat
             form = await stack.enter_async_context(parsing)
         except HTTPException as error:
             raise BadMessage(f"a form that cannot be read ({error.detail})", expected) from error
+        except OSError as error:  # a file of more than 1 MB waits outside memory
+            raise NoRoom("the file of a form", str(error.strerror)) from error
         try:
             yield form
         finally:
@@ -129,9 +158,8 @@ def _json_fields(body: bytes) -> Fields:
     return {name.removesuffix("[]"): value for name, value in named.items()}
 
 
-def _encoded_audio(fields: Fields) -> tuple[bytes, AudioFormat | None]:
-    """Base64, or a `data:` URL, whose type counts. Raises BadMessage, InvalidOption and
-    UnsupportedAudio."""
+def _encoded_audio(fields: Fields) -> tuple[bytes, str | None]:
+    """Base64, or that of a `data:` URL, and its type. Raises BadMessage and InvalidOption."""
     name = next((name for name in AUDIO_FIELDS if fields.get(name) is not None), None)
     if name is None:
         raise BadMessage(
@@ -142,16 +170,16 @@ def _encoded_audio(fields: Fields) -> tuple[bytes, AudioFormat | None]:
     wrong = InvalidOption(name, str(value)[:40], "base64, or a data: URL with base64")
     if not isinstance(value, str):
         raise wrong
-    declared = None
+    content_type = None
     text = value.strip()
     if text[:5].lower() == "data:":
         head, _, text = text[5:].partition(",")
         if not head.lower().endswith(";base64"):
             raise wrong
-        declared = format_of_content_type(head[: -len(";base64")])
+        content_type = head[: -len(";base64")]
     text = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True), declared
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True), content_type
     except ValueError:
         raise wrong from None
 

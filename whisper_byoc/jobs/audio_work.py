@@ -4,7 +4,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 
-from whisper_byoc.audio.formats import AudioFormat, Gap, Samples
+from whisper_byoc.audio.formats import AudioFormat, Declared, Gap, Samples
 from whisper_byoc.audio.pcm import RawStream
 from whisper_byoc.audio.segments import SegmentJoiner
 from whisper_byoc.audio.source import open_source
@@ -58,7 +58,7 @@ class AudioWork(ABC):
     def leave_out(self, error: ServiceError) -> None:
         self._owner.logger.debug("segment left out: %s", error)
 
-    async def receive(self, body: Body, audio_format: AudioFormat | None) -> None:
+    async def receive(self, body: Body, audio_format: Declared | None) -> None:
         async with open_source(audio_format, self._raw) as source:
 
             async def pump() -> None:

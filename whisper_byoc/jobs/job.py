@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from whisper_byoc import errors
-from whisper_byoc.audio.formats import AudioFormat
+from whisper_byoc.audio.formats import AudioFormat, Declared
 from whisper_byoc.errors import ServiceError
 from whisper_byoc.jobs.eventlog import EventLog
 from whisper_byoc.jobs.options import Options
@@ -182,7 +182,7 @@ class Job:
         await self.work.finalize()
 
     async def receive_body(
-        self, chunks: Chunks, audio_format: AudioFormat | None, *, final: bool
+        self, chunks: Chunks, audio_format: Declared | None, *, final: bool
     ) -> int:
         """Take one body to its end; returns the number of its bytes.
 
@@ -288,7 +288,7 @@ class Job:
         self.num_bytes += num_bytes
         self.keep_alive()
 
-    async def _receive(self, body: Body, audio_format: AudioFormat | None) -> None:
+    async def _receive(self, body: Body, audio_format: Declared | None) -> None:
         """Have the work take one body. Raises BodyTooLarge, what is wrong with the body, or what
         has ended the job meanwhile."""
         self._body = body

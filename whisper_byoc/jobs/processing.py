@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from whisper_byoc import transcript
-from whisper_byoc.audio.formats import AudioFormat
+from whisper_byoc.audio.formats import AudioFormat, Declared
 from whisper_byoc.errors import ConfigurationError, ProcessorError, ServiceError
 from whisper_byoc.jobs.options import Options, ProcessorOptions
 from whisper_byoc.jobs.work import Body, Chunks, Owner
@@ -177,7 +177,7 @@ class Processing:
         # An empty output in its place: input n has output n, whatever became of those before.
         self._send_payload(b"")
 
-    async def receive(self, body: Body, audio_format: AudioFormat | None) -> None:
+    async def receive(self, body: Body, audio_format: Declared | None) -> None:
         data = bytearray()
 
         async def take(chunk: bytes) -> None:

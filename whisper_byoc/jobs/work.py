@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
-from whisper_byoc.audio.formats import AudioFormat
+from whisper_byoc.audio.formats import AudioFormat, Declared
 from whisper_byoc.errors import BodyTooLarge, ServiceError
 from whisper_byoc.jobs.options import Options
 from whisper_byoc.transcript import EndReason, Event, Format, Writer
@@ -155,7 +155,7 @@ class Work(Protocol):
     ) -> AsyncIterator[Chunks]:
         """The bodies that segments make: each is handed to `receive` and may join several."""
 
-    async def receive(self, body: Body, audio_format: AudioFormat | None) -> None:
+    async def receive(self, body: Body, audio_format: Declared | None) -> None:
         """Take one body to its end; one at a time. What comes after the work has ended is dropped.
         Raises UnsupportedAudio, ProcessorError and DecodeError."""
 

@@ -22,14 +22,48 @@ _UNHEARD_SECONDS = 1.0
 """Of speech between two words, from which on it was left out and not just hurried over."""
 _LEAST_PART = SAMPLE_RATE // 2
 """Samples of the shorter part of a window that is divided: less would hold no whole word."""
+_LONE = round(1.5 * SAMPLE_RATE)
+"""Samples from the first to the last speech of a window, up to which it is a word or two alone."""
+_BEFORE_LONE, _AFTER_LONE = round(0.4 * SAMPLE_RATE), round(0.8 * SAMPLE_RATE)
+"""Samples around such words, silence where the recording has none. Whisper takes a word for no
+speech that begins at the first sample or stands between much silence (docs/engine.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordingWindow(Excerpt):
     """Audio of a recording to be decoded once; voiced: the first samples of the frames of 512 that
-    hold speech, counted from the start of the window."""
+    hold speech, counted from the start of the window. silent: samples of silence at its end that
+    the recording has not; where `start` is negative, there is such silence before it, too."""
 
     voiced: tuple[int, ...] = ()
+    silent: int = 0
+
+    @property
+    def end(self) -> float:
+        """Where what it has of the recording ends, in seconds from the start of that."""
+        return (self.start + len(self.samples) - self.silent) / SAMPLE_RATE
+
+
+def frame_lone_words(window: RecordingWindow) -> RecordingWindow:
+    """A window with a word or two and nothing else, with as much around them as Whisper likes to
+    hear; any other window unchanged."""
+    if not window.voiced:
+        return window
+    first, last = window.voiced[0], window.voiced[-1] + FRAME_SAMPLES
+    if last - first > _LONE:
+        return window
+    start = first - _BEFORE_LONE
+    if window.start > 0:  # behind another window; before the first there is nothing
+        start = max(start, 0)
+    samples = window.samples[max(0, start) :]
+    before = max(0, -start)
+    after = max(0, last + _AFTER_LONE - len(window.samples))
+    return RecordingWindow(
+        window.start + start,
+        np.pad(samples, (before, after)),
+        tuple(place - start for place in window.voiced),
+        after,
+    )
 
 
 def split_unheard(window: RecordingWindow, words: Sequence[Word]) -> list[RecordingWindow]:
@@ -177,7 +211,8 @@ class RecordingPlanner:
         while self._voiced and self._voiced[0] < start:
             self._voiced.popleft()
         voiced = tuple(place - start for place in self._voiced if place < end)
-        self._windows.append(RecordingWindow(start, self._audio.copy(start, end), voiced))
+        window = RecordingWindow(start, self._audio.copy(start, end), voiced)
+        self._windows.append(frame_lone_words(window))
 
     def _take(self) -> list[RecordingWindow]:
         windows, self._windows = self._windows, []
