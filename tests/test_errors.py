@@ -137,6 +137,12 @@ TEXTS: list[tuple[ServiceError, str, str]] = [
         "stream_exists",
         f"stream {SHOWN} is running, expected it to be stopped first",
     ),
+    (
+        errors.NoRoom("a file of 5 bytes or more", "No space left on device"),
+        "no_room",
+        "a file of 5 bytes or more cannot be kept until it is whole (No space left on device),"
+        " expected room in the directory for temporary files",
+    ),
     (errors.Draining(), "draining", "the service is shutting down, expected no new jobs"),
     (
         errors.CutOff(),

@@ -47,3 +47,8 @@ DATA = chunk(b"data", AUDIO)
 
 def box(name: bytes, size: int = 16) -> bytes:
     return struct.pack(">I4s", size, name) + bytes(size - 8)
+
+
+def id3(body: bytes) -> bytes:
+    size = len(body)
+    return b"ID3\x04\x00\x00" + bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0)) + body

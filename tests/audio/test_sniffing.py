@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.audio.bodies import speechlike, unhurried
+from tests.audio.bodies import id3, speechlike, unhurried
 from whisper_byoc.audio.formats import NATIVE, AudioFormat, Container
 from whisper_byoc.audio.sniffing import SNIFF_BYTES, sniff
 from whisper_byoc.errors import UnsupportedAudio
@@ -17,11 +17,6 @@ MP3_PADDED = b"\xff\xfb\x92\x00" + bytes(414)
 MPEG2_FRAME = b"\xff\xf3\x44\xc4" + bytes(92)  # MPEG-2 layer III, 32 kbit/s, 24 kHz
 ADTS_FRAME = b"\xff\xf1\x50\x40\x19\x1f\xfc" + bytes(193)  # 200 bytes
 TS_PACKET = b"\x47" + bytes(187)
-
-
-def id3(body: bytes) -> bytes:
-    size = len(body)
-    return b"ID3\x04\x00\x00" + bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0)) + body
 
 
 @pytest.mark.parametrize(

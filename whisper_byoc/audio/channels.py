@@ -14,7 +14,7 @@ from whisper_byoc.audio.wav import WavReader
 BLOCK_SAMPLES: Final = 512
 """Samples of each channel that are mixed in one way: a frame of voice activity."""
 
-_MEMORY: Final = 0.5 * SAMPLE_RATE
+_MEMORY: Final = 0.1 * SAMPLE_RATE
 """Samples over which powers are averaged, each counting e times as much as one so much older."""
 _CANCELLED, _TOGETHER = 0.25, 0.5
 """Power of the mix over what channels that have nothing to do with one another would give. Under

@@ -133,9 +133,9 @@ class Exchange:
                     jobs.change(job, values)
                 self._check_language(job.options)
                 answer = self._answer_form({**query, **fields}, job.options)
-                self._progress = Progress(parts.num_bytes)
                 if parts.problem:
                     raise parts.problem
+                self._progress = Progress(parts.num_bytes)
                 feed = feeding.create_task(_feed(job, parts))
                 if answer.streamed:
                     await self._stream(job, answer)

@@ -37,10 +37,10 @@ class Upload:
     fields: Fields
     audio: Chunks
     audio_format: Declared | None
-    num_bytes: int | None = None
-    """Of the audio, where that is told before it is read."""
     problem: BadMessage | None = None
     """Why it has no audio; for whoever has looked at the fields, which are told of first."""
+    num_bytes: int | None = None
+    """Of the audio, where that is told before it is read."""
 
 
 def media_type(request: Request) -> str:
@@ -69,16 +69,16 @@ async def open_upload(
             if file := _form_file(form):
                 audio_format = declared(file.content_type)
                 problem = _problem_of(file, audio_format)
-                yield Upload(fields, _file_chunks(file), audio_format, file.size, problem)
+                yield Upload(fields, _file_chunks(file), audio_format, problem, file.size)
                 return
         elif media_type(request) == "application/json" and is_audio:
             fields = _json_fields(b"".join([chunk async for chunk in incoming.chunks()]))
         else:
             audio_format = declared(request.headers.get("Content-Type"))
-            yield Upload({}, incoming.chunks(), audio_format, _told_length(request))
+            yield Upload({}, incoming.chunks(), audio_format, num_bytes=_told_length(request))
             return
         audio, content_type = _encoded_audio(fields)
-        yield Upload(fields, _slices(audio), declared(content_type), len(audio))
+        yield Upload(fields, _slices(audio), declared(content_type), num_bytes=len(audio))
 
 
 def _told_length(request: Request) -> int | None:
