@@ -29,6 +29,7 @@ ServiceError
 │   ├── TooManyJobs
 │   ├── StreamExists          a stream of this id runs with other channels
 │   └── Draining
+├── ServiceFailed             a part of the service that all need has met a fault of ours
 ├── CutOff                    a job was ended before its words were flushed
 ├── SlowReader                a reader of output fell behind what is kept
 ├── NoAnswer                  orchestrator/registration.py: an orchestrator could not be asked
@@ -278,6 +279,14 @@ class StreamExists(Unavailable):
 class Draining(Unavailable):
     code = "draining"
     text = "the service is shutting down, expected no new jobs"
+
+
+class ServiceFailed(ServiceError):
+    """A part of the service that all need has met a fault of ours; nothing is served any more."""
+
+    text = "the service has failed: {problem}"
+
+    problem: str
 
 
 class CutOff(ServiceError):
