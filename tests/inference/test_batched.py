@@ -1,5 +1,6 @@
 """Our forward passes against openai-whisper's, on real weights and real speech."""
 
+import asyncio
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from whisper_bench.reference import ReferenceModel
 from whisper_byoc.decode import DecodeRequest, Effort, Hypothesis, Rung, Task
 from whisper_byoc.errors import DecodeError
 from whisper_byoc.inference.batched import BatchedModel, log_mel, silence_level
+from whisper_byoc.inference.engine import Engine
 from whisper_byoc.inference.network import MAX_FRAMES, Feed, Network
 from whisper_byoc.inference.precision import Branch, runs_here
 from whisper_byoc.inference.torch_network import TorchNetwork
@@ -328,6 +330,25 @@ def test_a_thorough_decode_hears_the_sentences(
         assert answer.words[-1].end <= len(clip) / 16_000 + 0.02
         assert len(answer.evidence) == len(answer.words)
         assert all(0 < word.probability <= 1 for word in answer.words)
+
+
+@pytest.mark.anyio
+async def test_a_live_window_does_not_wait_for_those_of_a_recording(
+    fast: BatchedModel, clips: list[NDArray[np.float32]]
+) -> None:
+    long = [DecodeRequest(np.tile(clip, 4), math.inf, effort=Effort.THOROUGH) for clip in clips[:4]]
+    alone = decoded(fast, *long)
+    [expected] = decoded(fast, request(clips[4]))
+    engine = Engine([fast])
+    async with asyncio.timeout(60), engine.serve(), asyncio.TaskGroup() as group:
+        recording = [group.create_task(engine.decode(it)) for it in long]
+        for _ in range(10):  # until the thread has them
+            await asyncio.sleep(0)
+        assert engine.num_waiting == 0
+        for _ in range(3):
+            assert await engine.decode(request(clips[4])) == expected
+        assert not any(task.done() for task in recording)
+        assert [await task for task in recording] == alone
 
 
 class FailingNetwork:
