@@ -155,6 +155,7 @@ TEXTS: list[tuple[ServiceError, str, str]] = [
         "reader has missed 7 events, expected it to keep up with the job",
     ),
     (errors.ProcessorError("Tint", "no frame"), "processor_failed", "processor Tint: no frame"),
+    (errors.ServiceFailed("OSError: x"), "internal_error", "the service has failed: OSError: x"),
     (errors.DecodeError("a {b} %s"), "decode_failed", "decoding failed: a {b} %s"),
     (TrickleError("http://o/c", "gone"), "trickle_failed", "channel http://o/c: gone"),
     (ChannelEnded("http://o/c", "over"), "channel_ended", "channel http://o/c: over"),

@@ -6,15 +6,18 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+import uvicorn
 
 from tests.conftest import direct
 from tests.scripted import ScriptedModel, scripted_engine
+from whisper_byoc.app import build_app
+from whisper_byoc.cli import EXIT_FAILED, Server, listen, run_server
 from whisper_byoc.errors import MissingModel, NotReady, ProcessorError, ServiceError
 from whisper_byoc.inference.engine import Engine
 from whisper_byoc.jobs.options import ProcessorOptions
 from whisper_byoc.orchestrator.messages import StartRequest
 from whisper_byoc.service import Health, Service
-from whisper_byoc.settings import ModelSettings, Settings
+from whisper_byoc.settings import ModelSettings, ServerSettings, Settings
 from whisper_byoc.transcript import EndReason
 
 pytestmark = pytest.mark.anyio
@@ -138,6 +141,33 @@ async def test_what_cannot_begin_is_told_as_a_bare_error(
         assert caught.value.problem is service.failure
         assert gauges(service) == NOTHING
         await service.drain()
+
+
+async def test_a_part_that_fails_later_ends_the_process(caplog: pytest.LogCaptureFixture) -> None:
+    """It would live on, ready for nothing, and no one would start it anew."""
+    failing = asyncio.Event()
+
+    @asynccontextmanager
+    async def open_engine(settings: ModelSettings) -> AsyncIterator[Engine]:
+        async with scripted_engine(ScriptedModel())(settings) as engine, asyncio.TaskGroup() as it:
+            it.create_task(fail())
+            yield engine
+
+    async def fail() -> None:
+        await failing.wait()
+        raise RuntimeError("a fault of ours")
+
+    service = Service(Settings(), open_engine)
+    server = Server(uvicorn.Config(build_app(service), log_config=None))
+    with listen(ServerSettings(host="127.0.0.1", port=0)) as listener:
+        async with asyncio.timeout(TIMEOUT), asyncio.TaskGroup() as group:
+            serving = group.create_task(run_server(service, server, listener))
+            await service.settled()
+            assert service.ready
+            failing.set()
+    assert serving.result() == EXIT_FAILED
+    assert str(service.failure) == "the service has failed: RuntimeError: a fault of ours"
+    assert "a part of the service has failed" in caplog.text
 
 
 async def test_what_fails_while_closing_is_told() -> None:

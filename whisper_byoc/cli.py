@@ -105,7 +105,7 @@ def serve(host: str | None, port: int | None, processor: str | None) -> None:
     service = Service(settings, processor=hosted)
     config = config_of(service)
     with listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        sys.exit(runner.run(_serve(service, Server(config), listener)))
+        sys.exit(runner.run(run_server(service, Server(config), listener)))
 
 
 def config_of(service: Service) -> uvicorn.Config:
@@ -134,10 +134,9 @@ def listen(settings: ServerSettings) -> socket.socket:
     return listener
 
 
-async def _serve(service: Service, server: Server, listener: socket.socket) -> int:
-    """Serve; on the first signal accept no more, flush the jobs, close the connections, return.
-
-    A second signal does not wait for the flush.
+async def run_server(service: Service, server: Server, listener: socket.socket) -> int:
+    """Serve; on the first signal accept no more, flush the jobs, close the connections, return the
+    exit status. A second signal does not wait for the flush; a service that fails waits for none.
     """
     signals: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -157,12 +156,11 @@ async def _serve(service: Service, server: Server, listener: socket.socket) -> i
 
 async def _stop_when_told(service: Service, server: Server, signals: asyncio.Queue[int]) -> None:
     async with asyncio.TaskGroup() as group:
-        settled = group.create_task(service.settled())
+        ended = group.create_task(service.ended())
         told = group.create_task(signals.get())
-        waiting: list[asyncio.Task[Any]] = [settled, told]
+        waiting: list[asyncio.Task[Any]] = [ended, told]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if service.failure is None:
-            await told
             logger.info("stopping: flushing jobs")
             waiting = [group.create_task(service.drain()), group.create_task(signals.get())]
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -172,5 +170,5 @@ async def _stop_when_told(service: Service, server: Server, signals: asyncio.Que
                 waiting[0].cancel()
             await service.leave()
         server.stop()
-        for task in (settled, *waiting):
+        for task in (ended, told, *waiting):
             task.cancel()

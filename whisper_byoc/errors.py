@@ -30,6 +30,7 @@ ServiceError
 │   ├── StreamExists          a stream of this id runs with other channels
 │   ├── NoRoom                a body that has to be kept until it is whole cannot be
 │   └── Draining
+├── ServiceFailed             a part of the service that all need has met a fault of ours
 ├── CutOff                    a job was ended before its words were flushed
 ├── SlowReader                a reader of output fell behind what is kept
 ├── NoAnswer                  orchestrator/registration.py: an orchestrator could not be asked
@@ -292,6 +293,14 @@ class NoRoom(Unavailable):
 class Draining(Unavailable):
     code = "draining"
     text = "the service is shutting down, expected no new jobs"
+
+
+class ServiceFailed(ServiceError):
+    """A part of the service that all need has met a fault of ours; nothing is served any more."""
+
+    text = "the service has failed: {problem}"
+
+    problem: str
 
 
 class CutOff(ServiceError):

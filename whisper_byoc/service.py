@@ -14,7 +14,7 @@ from contextlib import (
 from dataclasses import dataclass
 from enum import StrEnum
 
-from whisper_byoc.errors import NotReady, ServiceError, bare_errors
+from whisper_byoc.errors import NotReady, ServiceError, ServiceFailed, bare_errors, first_of
 from whisper_byoc.inference.engine import Engine, open_engine
 from whisper_byoc.inference.voice import open_voice_activity
 from whisper_byoc.jobs.jobs import JobKind, Jobs
@@ -79,9 +79,10 @@ class Service:
         self._processor = processor
         self._open_engine = open_engine
         self._outcome: Running | ServiceError | None = None
-        """What became of loading; None while it goes on. An error in closing takes its place."""
+        """What became of loading; None while it goes on. A later error takes its place."""
         self._settled = asyncio.Event()
         self._closing = asyncio.Event()
+        self._ended = asyncio.Event()
         self._watch()
 
     @property
@@ -132,6 +133,10 @@ class Service:
     async def settled(self) -> None:
         """Return when the service is ready, or when `failure` says why it never will be."""
         await self._settled.wait()
+
+    async def ended(self) -> None:
+        """Return when nothing of the service is left: because it was closed, or has failed."""
+        await self._ended.wait()
 
     async def drain(self) -> None:
         """Get no new work, flush the running jobs within the time that the settings give, and let
@@ -187,7 +192,13 @@ class Service:
         except ServiceError as error:
             self._outcome = error
             logger.error("not ready: %s", error)
+        except Exception as error:  # the process has to end: it would serve nobody
+            logger.exception("a part of the service has failed")
+            cause = first_of(error) if isinstance(error, ExceptionGroup) else error
+            self._outcome = ServiceFailed(f"{type(cause).__name__}: {cause}")
+        finally:
             self._settled.set()
+            self._ended.set()
 
     async def _open(self, stack: AsyncExitStack) -> Running:
         """All that lives with the service; `stack` closes it, the last first."""
@@ -213,7 +224,7 @@ class Service:
             lambda: len(sessions.running),
         )
         if registration.has_runners:
-            self.runner_sessions.ask_now = registration.tell_now
+            self.runner_sessions.ask_now = registration.ask_sessions
         sessions = Sessions(
             jobs, self.settings, self.metrics, lost=lambda url: registration.tell_now()
         )

@@ -21,6 +21,7 @@ from whisper_byoc.errors import (
 from whisper_byoc.jobs.job import DIRECT, JobKey, JobState
 from whisper_byoc.jobs.jobs import Jobs
 from whisper_byoc.jobs.options import ProcessorOptions
+from whisper_byoc.jobs.sources import Sources
 from whisper_byoc.metrics import Metrics
 from whisper_byoc.settings import JobSettings, Settings
 from whisper_byoc.transcript import EndReason
@@ -260,3 +261,24 @@ async def test_leaving_cuts_off_what_still_runs() -> None:
         await asyncio.sleep(0)
     assert isinstance(job.failure, CutOff)
     assert jobs.draining
+
+
+async def test_a_fault_while_segments_are_read_reaches_no_other_job() -> None:
+    sources = Sources()
+    async with serving() as (jobs, kind), sources.serve():
+        job, other = (jobs.open(direct(it), OPTIONS) for it in "ab")
+        kind.works[0].refusals.append(RuntimeError("a fault of ours"))
+        for it in (job, other):
+            channel = sources.channel(it)
+            segment = channel.begin(0)
+            channel.receive_first_byte(segment)
+            channel.write(segment, b"x")
+            channel.end(segment)
+            if it is job:
+                while sources.find(job) is not None:
+                    await channel.changes.wait()
+                    await asyncio.sleep(0)
+            else:
+                channel.finish()
+                await other.until_ended()
+        assert other.log.end_reason is EndReason.EOF

@@ -510,3 +510,14 @@ def test_case_r25_the_channel_tells_of_sessions(message: bytes, event: SessionEv
 def test_case_r25_what_is_no_event_is_named(message: bytes) -> None:
     with pytest.raises(ValueError, match="expected"):
         parse_session_event(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b'{"event":"reserved","session":"hidden', b'{"event":"paused","session":"hidden"}'],
+    ids=["broken off", "unknown"],
+)
+def test_case_r27_what_is_no_event_shows_no_session(message: bytes) -> None:
+    with pytest.raises(ValueError, match="expected") as caught:
+        parse_session_event(message)
+    assert "hidden" not in str(caught.value)

@@ -1,5 +1,5 @@
 """Registration with a Live Runner orchestrator, in node's dialect and in go-livepeer's. Cases are
-numbered as in docs/wire.md."""
+numbered as in docs/live-runner.md."""
 
 import asyncio
 import itertools
@@ -14,7 +14,10 @@ import pytest
 
 from tests.orchestrator.registry import serve_registry
 from tests.orchestrator.test_registration import SLACK, Log, open_registration
+from whisper_byoc.orchestrator.entry import Identity
+from whisper_byoc.orchestrator.o2r import follow
 from whisper_byoc.orchestrator.registration import Registration
+from whisper_byoc.orchestrator.runner import RunnerEntry, offers
 from whisper_byoc.orchestrator.runner_sessions import SESSION_HEADER, RunnerSessions
 from whisper_byoc.settings import (
     CapabilitySettings,
@@ -203,8 +206,9 @@ async def test_case_r08_a_former_self_holds_the_id() -> None:
     assert {body["runner_id"] for body in bodies(it)} == {"whisper"}
 
 
-async def test_case_r09_an_id_of_a_static_runner_is_given_up(log: Log) -> None:
-    async with quick() as it:
+@each_dialect
+async def test_case_r09_an_id_of_a_static_runner_is_given_up(node: bool, log: Log) -> None:
+    async with quick(node) as it:
         it.add_static("whisper", "http://127.0.0.1:1", "live-transcription/tiny.en")
         async with registering(settings_for(it.url, runner={"id": "whisper"})):
             await it.registered(2)
@@ -264,6 +268,18 @@ async def test_case_r12_before_it_is_registered_it_backs_off() -> None:
     gaps = [after - before for before, after in itertools.pairwise(times)]
     for gap, delay in zip(gaps, (0.5, 1.0, 2.0), strict=True):
         assert gap >= delay * SLACK
+
+
+async def test_asking_for_sessions_hurries_none_that_does_not_know_us() -> None:
+    """Anyone may make us ask, by headers that are forged."""
+    async with (
+        quick() as it,
+        registering(settings_for(it.url, secret="wrong")) as (registration, _),
+    ):
+        await until_beats(it, 1)
+        registration.ask_sessions()
+        await asyncio.sleep(0.3)
+        assert len(it.records.beats) == 1
 
 
 async def test_case_r13_too_many_requests_are_answered_by_waiting() -> None:
@@ -416,6 +432,19 @@ async def test_case_116_both_interfaces_of_one_worker() -> None:
             assert not it.registry.runners
 
 
+async def test_leaving_byoc_is_tried_once(log: Log) -> None:
+    async with (
+        serve_registry(secret="secret") as byoc,
+        registering(settings_for(byoc.url, interfaces="byoc")) as (registration, _),
+    ):
+        await log.until("registered capability")
+        byoc.next_answers["/capability/unregister"] = [500, 500]
+        await registration.drain()
+        await registration.withdraw()
+        assert len(byoc.to("/capability/unregister")) == 1
+    assert sum("may still be registered" in text for text in log.at(logging.WARNING)) == 1
+
+
 async def test_a_capability_is_registered_at_once_where_a_channel_is_lost() -> None:
     async with (
         serve_registry(secret="secret") as byoc,
@@ -474,6 +503,17 @@ async def test_case_r25_the_channel_may_hold_anything(log: Log) -> None:
     assert sum("a message is" in text for text in log.at(logging.WARNING)) == 1
 
 
+async def test_a_channel_at_a_host_that_cannot_be_looked_up_harms_nothing() -> None:
+    """An empty variable in a name leaves such a host."""
+    async with (
+        quick(runner_service_url="http://orchestrator..svc:8935") as it,
+        registering(settings_for(it.url)),
+    ):
+        await it.registered()
+        await until_beats(it, 4)
+    assert {beat.status for beat in it.records.beats} == {200}
+
+
 async def test_case_r25_a_burst_of_events_is_made_good_by_the_list() -> None:
     ends = Ends()
     async with quick() as it, registering(settings_for(it.url), ends) as (_, sessions):
@@ -503,3 +543,15 @@ async def test_case_r25_a_channel_that_is_gone_makes_us_beat_and_a_new_one_is_re
         read = [r.path for r in it.records.requests if second.o2r in r.path]
     assert read
     assert first.o2r not in "".join(read)
+
+
+async def test_case_r25_a_channel_that_is_not_there_puts_the_registration_in_doubt() -> None:
+    """404, not the end of an answer: the reader came too late."""
+    told = asyncio.Event()
+    async with quick() as it:
+        settings = settings_for(it.url)
+        runner = RunnerEntry(settings, it.url, Identity("tiny.en", "1"), offers(settings)[0])
+        url = f"{it.url}/ai/trickle/nobody-o2r"
+        await follow(url, runner, RunnerSessions(settings), True, told.set)
+        assert told.is_set()
+        assert len([r for r in it.records.requests if "nobody" in r.path]) <= 2

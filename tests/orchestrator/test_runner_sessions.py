@@ -205,11 +205,14 @@ async def test_no_answer_confirms_nothing_and_is_not_asked_for_at_will() -> None
 class Callbacks:
     """An orchestrator that sessions are given back to. Use `serve`."""
 
-    def __init__(self, status: int = 200) -> None:
-        self._status = status
+    def __init__(self, *statuses: int) -> None:
+        """statuses: of its first answers; 200 from then on."""
+        self._statuses = list(statuses)
         self.stops: list[tuple[str, str | None]] = []
         """Path and token of each."""
         self.came = asyncio.Event()
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
 
     @asynccontextmanager
     async def serve(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
@@ -226,7 +229,8 @@ class Callbacks:
     async def _stop(self, request: web.Request) -> web.Response:
         self.stops.append((request.path, request.headers.get("Livepeer-Session-Token")))
         self.came.set()
-        return web.Response(status=self._status)
+        await self.may_answer.wait()
+        return web.Response(status=self._statuses.pop(0) if self._statuses else 200)
 
 
 class Ended:
@@ -336,6 +340,48 @@ async def test_case_r31_a_stop_that_is_refused_is_logged() -> None:
     assert len(callbacks.stops) == 1
 
 
+async def test_a_session_that_is_used_while_another_is_stopped_goes_on() -> None:
+    callbacks, ended = Callbacks(), Ended()
+    callbacks.may_answer.clear()
+    sessions = sessions_of(allowed_hosts="127.0.0.1")
+    async with (
+        asyncio.timeout(TIMEOUT),
+        callbacks.serve() as url,
+        listening() as said,
+        sessions.serve(ended.end),
+    ):
+        first, second = (headers(it, control=f"{url}/{it}") for it in "ab")
+        with sessions.request(first), sessions.request(second):
+            pass
+        await callbacks.came.wait()
+        with sessions.request(second):
+            callbacks.may_answer.set()
+            await said.came.wait()
+            await asyncio.sleep(0)
+            assert sessions.in_use == ["b"]
+            assert ended.sessions == ["a"]
+
+
+async def test_a_stop_of_a_listed_session_is_tried_again_where_it_may_go_well() -> None:
+    """Its orchestrator would keep the place for ever."""
+    callbacks, ended = Callbacks(503), Ended()
+    sessions = sessions_of(allowed_hosts="127.0.0.1")
+    async with (
+        asyncio.timeout(TIMEOUT),
+        callbacks.serve() as url,
+        listening() as said,
+        sessions.serve(ended.end),
+    ):
+        with sessions.request(headers(control=f"{url}/s", token="secret")):
+            sessions.reconcile("r", ["s"])
+        while len(said.lines) < 2:
+            sessions.reconcile("r", ["s"])
+            said.came.clear()
+            await said.came.wait()
+    assert callbacks.stops == [("/runner/r/session/s/stop", "secret")] * 2
+    assert "could not be stopped: status 503" in said.lines[0]
+
+
 async def test_case_r31_a_host_that_is_not_allowed_is_not_called() -> None:
     callbacks, ended = Callbacks(), Ended()
     sessions = sessions_of(allowed_hosts="orchestrator")
@@ -345,12 +391,39 @@ async def test_case_r31_a_host_that_is_not_allowed_is_not_called() -> None:
         listening() as said,
         sessions.serve(ended.end),
     ):
-        with sessions.request(headers(control=f"{url}/s", token="secret")):
-            pass
-        await said.came.wait()
-        await ended.came.wait()
+        for session_id in "ab":
+            with sessions.request(headers(session_id, control=f"{url}/{session_id}")):
+                pass
+        while len(ended.sessions) < 2:
+            ended.came.clear()
+            await ended.came.wait()
     assert callbacks.stops == []
-    assert "host '127.0.0.1', expected one of WHISPER_ORCHESTRATOR_ALLOWED_HOSTS" in said.lines[0]
+    [line] = said.lines
+    assert "host '127.0.0.1', expected one of WHISPER_ORCHESTRATOR_ALLOWED_HOSTS" in line
+
+
+@pytest.mark.parametrize(
+    "forged",
+    ["http://[x", "{url}/../shutdown", "{url}/x?/session/s", "{url}/x#/session/s", "/session/s"],
+)
+async def test_a_callback_that_is_no_sessions_is_not_called(forged: str) -> None:
+    """A direct caller can put anything into the header."""
+    callbacks, ended = Callbacks(), Ended()
+    sessions = sessions_of(allowed_hosts="127.0.0.1")
+    async with (
+        asyncio.timeout(TIMEOUT),
+        callbacks.serve() as url,
+        listening() as said,
+        sessions.serve(ended.end),
+    ):
+        with sessions.request(headers("s", control=forged.format(url=url))):
+            pass
+        with sessions.request(headers("t", control=f"{url}/t")):
+            pass
+        while "stopped a session at 127.0.0.1 that was silent" not in said.lines:
+            said.came.clear()
+            await said.came.wait()
+    assert [path for path, _ in callbacks.stops] == ["/runner/r/session/t/stop"]
 
 
 @pytest.mark.parametrize("trusted", [True, False], ids=["its CA is set", "by default"])

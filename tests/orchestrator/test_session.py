@@ -4,6 +4,7 @@ Faults are played by `ScriptedChannels`; whole streams go through the scripted o
 """
 
 import asyncio
+import itertools
 import json
 import random
 import socket
@@ -440,6 +441,32 @@ async def test_a_redirect_is_not_followed(channels: ScriptedChannels) -> None:
         with pytest.raises(TrickleError, match="status 307"):
             await anext(it)
     assert {exchange.channel for exchange in channels.exchanges} == {"c"}
+
+
+async def test_a_page_that_is_no_channel_is_not_read_as_fast_as_it_comes(
+    channels: ScriptedChannels,
+) -> None:
+    channels.script("GET c/-2", answer(200, b"<html>"))
+    channels.script("GET c/-1", answer(200, b"<html>"))
+    async with subscriber(channels) as it:
+        for _ in range(3):
+            await read(it)
+    times = [exchange.began for exchange in channels.exchanges[:3]]
+    assert all(later - before > 0.2 for before, later in itertools.pairwise(times))
+
+
+async def test_what_is_no_http_is_told_without_the_url(channels: ScriptedChannels) -> None:
+    """Of some channels it is the secret."""
+    channels.script("GET c/-2", nonsense)
+    async with subscriber(channels, retry_seconds=0) as it:
+        with pytest.raises(TrickleError) as caught:
+            await anext(it)
+    assert "Bad status line" in caught.value.problem
+    assert channels.url() not in caught.value.problem
+
+
+async def nonsense(exchange: Exchange) -> None:
+    await exchange.send(b"nonsense\r\n\r\n")
 
 
 async def test_a_channel_that_cannot_be_reached_is_given_up() -> None:

@@ -122,7 +122,8 @@ def _problem_of(error: Exception) -> str:
         case aiohttp.ClientConnectorError():
             return f"cannot connect: {error.os_error}"
         case aiohttp.WSServerHandshakeError():
-            return "the WebSocket was refused"
+            behind = ", as by an orchestrator that cannot reach its runner"
+            return f"the WebSocket was refused{behind if error.status == 502 else ''}"
         case aiohttp.ClientResponseError():
             return error.message
         case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError():

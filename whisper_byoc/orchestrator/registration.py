@@ -65,6 +65,8 @@ class _Told:
         self.lock = asyncio.Lock()
         self.wake = asyncio.Event()
         self.answered = asyncio.Event()
+        self.left = False
+        """Whether it was tried to unregister: once is enough for a log and for an exit."""
         self.o2r_url = ""
         self.reader: asyncio.Task[None] | None = None
 
@@ -118,6 +120,13 @@ class Registration:
         for told in self._told:
             told.wake.set()
 
+    def ask_sessions(self) -> None:
+        """Have orchestrators that know us as a runner tell of their sessions at once. Others are
+        not asked before their turn, since strangers can bring this about."""
+        for told in self._told:
+            if isinstance(told.entry, RunnerEntry) and told.entry.registered:
+                told.wake.set()
+
     async def drain(self) -> None:
         """Get no new work, while what runs goes on: a Live Runner is told that we are draining, and
         of BYOC, where that cuts nothing, we are withdrawn. Returns within 3 s."""
@@ -154,6 +163,9 @@ class Registration:
             await told.answered.wait()
 
     async def _withdraw(self, leaving: list[_Told]) -> None:
+        leaving = [told for told in leaving if not told.left]
+        for told in leaving:
+            told.left = True
         try:
             async with (
                 asyncio.timeout(WITHDRAW_SECONDS),
@@ -218,9 +230,7 @@ class Registration:
                 told.reader.cancel()
             told.o2r_url, told.reader = entry.o2r_url, None
             if entry.o2r_url:
-                following = follow(
-                    entry.o2r_url, entry.runner_id, self._sessions, self._tls, told.wake.set
-                )
+                following = follow(entry.o2r_url, entry, self._sessions, self._tls, told.wake.set)
                 told.reader = group.create_task(following)
 
     async def _unregister(self, http: aiohttp.ClientSession, told: _Told) -> None:
@@ -265,6 +275,8 @@ class Registration:
         except aiohttp.ClientConnectorCertificateError as error:
             problem = f"its certificate is not trusted: {error.certificate_error}"
             raise NoAnswer(problem, _UNTRUSTED) from error
+        except aiohttp.ClientResponseError as error:  # whose text has the URL, and a runner's id
+            raise NoAnswer(error.message) from error
         except (aiohttp.ClientError, OSError) as error:
             raise NoAnswer(str(error) or type(error).__name__) from error
         except ValueError as error:  # a header with a line break, a URL that is none

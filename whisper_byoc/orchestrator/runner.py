@@ -1,5 +1,5 @@
 """Live Runner's registration: the heartbeats of livepeer/node, and of go-livepeer from 0.9 on
-(pure). docs/wire.md has its cases, R1 to R26."""
+(pure). docs/live-runner.md has its cases, R1 to R26."""
 
 import json
 import logging
@@ -197,7 +197,8 @@ class RunnerEntry(Entry):
         """The answer to an attempt to register."""
         if answer.status == 401 and self._asked_id:
             return self._maybe_held(answer)
-        if answer.status == 403 and self._asked_id:
+        is_static = answer.status == 403 or "static runner" in answer.text  # go-livepeer: 400
+        if is_static and self._asked_id:
             self._asked_id = ""
             return self._step(0, logging.ERROR, "cannot have its id", answer.problem)
         if answer.status == 401 and not self._secret_was_right:
@@ -238,16 +239,16 @@ class SessionEvent:
 
 def parse_session_event(message: bytes) -> SessionEvent | None:
     """One message of the o2r channel; None for a keepalive. Raises ValueError, naming what was
-    found, for anything that is neither."""
+    found, for anything that is neither; a part of a message may hold a session's id."""
     fields = _parse_fields(message)
     if not fields:
-        raise ValueError(f"{message[:80]!r}, expected a JSON object")
+        raise ValueError(f"{len(message)} bytes, expected a JSON object")
     event, session_id = fields.get("event"), fields.get("session")
     if event is None and "keep" in fields:
         return None
     if event not in ("reserved", "released") or not isinstance(session_id, str):
-        found = {"event": event, "session": type(session_id).__name__}
-        raise ValueError(f"{found!r}, expected reserved or released, and a session")
+        found = f"an event {str(event)[:40]!r} with a session of {type(session_id).__name__}"
+        raise ValueError(f"{found}, expected reserved or released, and a session")
     return SessionEvent(session_id, event == "released")
 
 

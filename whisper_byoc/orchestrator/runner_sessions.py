@@ -61,6 +61,11 @@ class RunnerSession:
     num_missing: int = 0
     """Answers in a row that did not list it."""
 
+    def is_silent(self, now: float, seconds: float) -> bool:
+        """Whether it has sent a request, and none for so long: only a request brings the token to
+        stop a session with."""
+        return bool(self.control and not self.num_requests and now - self.last_time >= seconds)
+
 
 def session_id_of(headers: Mapping[str, str]) -> str:
     """The session that a request came through; empty where it came directly. Raises
@@ -125,6 +130,7 @@ class SessionBook:
     def reconcile(self, runner_id: str, listed: Collection[str], now: float) -> list[str]:
         """The orchestrator's list of our sessions; returns those that are over. Sessions of other
         runners are not touched: a static one is in no list."""
+        listed = frozenset(listed)  # of thousands, compared with thousands
         for session_id in listed:
             self.note_reserved(runner_id, session_id, now)
         over = []
@@ -142,13 +148,8 @@ class SessionBook:
         self._sessions.pop(session_id, None)
 
     def silent(self, now: float, seconds: float) -> list[RunnerSession]:
-        """Those without a request for so long that have sent one: only a request brings the token
-        to stop a session with."""
-        return [
-            it
-            for it in self._sessions.values()
-            if it.control and not it.num_requests and now - it.last_time >= seconds
-        ]
+        """Those that are."""
+        return [it for it in self._sessions.values() if it.is_silent(now, seconds)]
 
     def _session(self, session_id: str, runner_id: str, now: float) -> RunnerSession:
         session = self._sessions.get(session_id)
@@ -182,6 +183,9 @@ class RunnerSessions:
         self._answered = asyncio.Event()
         self._told = asyncio.Event()
         self._last_asked = -_ASK_SECONDS
+        self._told_of_host = False
+        """Whether the log says that a host is not allowed. Behind a static single-shot runner every
+        request is a session that would say so."""
         self.ask_now: Callable[[], None] | None = None
 
     @property
@@ -270,31 +274,39 @@ class RunnerSessions:
     def release(self, session_id: str) -> None:
         """The session is over: flush its jobs, behind the caller's back."""
         self._book.forget(session_id)
+        self._end(session_id)
+
+    def _end(self, session_id: str) -> None:
         if self._group is not None and self._end_jobs is not None:
             self._group.create_task(self._end_jobs(session_id))
 
     async def _stop_silent(self) -> None:
-        limit = self._settings.runner.session_idle_seconds
+        limit, clock = self._settings.runner.session_idle_seconds, asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(limit / _CHECKS)
-            now = asyncio.get_running_loop().time()
-            for session in self._book.silent(now, limit):
-                self.release(session.session_id)
-                await self._stop(session)
+            for session in self._book.silent(clock(), limit):
+                if not session.is_silent(clock(), limit):
+                    continue  # it was used while others were being stopped
+                self._end(session.session_id)
+                # Nothing else ends a session that is listed, so it is tried again.
+                if await self._stop(session) or not session.known:
+                    self._book.forget(session.session_id)
 
-    async def _stop(self, session: RunnerSession) -> None:
-        """Give the session back to its orchestrator, which would keep it for ever."""
-        url = session.control.rstrip("/") + "/stop"
-        host = (urlsplit(url).hostname or "").lower()
+    async def _stop(self, session: RunnerSession) -> bool:
+        """Give the session back to its orchestrator, which would keep it for ever. False when that
+        may go well another time."""
+        url, host = _callback(session, "/stop")
         if host not in self._settings.orchestrator.hosts:
             # The header may be anyone's, and could lead anywhere.
-            logger.warning(
-                "a silent session of runner %s cannot be stopped: its callbacks lead to host %r,"
-                " expected one of WHISPER_ORCHESTRATOR_ALLOWED_HOSTS",
-                session.runner_id[:128],
+            logger.log(
+                logging.DEBUG if self._told_of_host else logging.WARNING,
+                "a silent session cannot be stopped: its callbacks lead to host %r, expected one"
+                " of WHISPER_ORCHESTRATOR_ALLOWED_HOSTS",
                 host[:128],
             )
-            return
+            self._told_of_host = True
+            return True
+        again = False
         try:
             async with (
                 aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_STOP_SECONDS)) as http,
@@ -306,10 +318,23 @@ class RunnerSessions:
                 ) as answer,
             ):
                 fine = answer.status < 300 or answer.status == 404  # 404: it is over already
-                problem = "" if fine else f"status {answer.status}"
+                problem, again = "" if fine else f"status {answer.status}", answer.status >= 500
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            problem = type(error).__name__
+            problem, again = type(error).__name__, True
         if problem:
             logger.warning("a silent session at %s could not be stopped: %s", host, problem)
         else:
             logger.info("stopped a session at %s that was silent", host)
+        return not again
+
+
+def _callback(session: RunnerSession, name: str) -> tuple[str, str]:
+    """URL and host of a session's callback. The host is empty where the header is no URL of this
+    session's: a direct caller can put anything there, and could have us POST to any path of an
+    orchestrator's host."""
+    url = session.control.rstrip("/")
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        if url.endswith(f"/session/{session.session_id}") and not (parts.query or parts.fragment):
+            return url + name, (parts.hostname or "").lower()
+    return url + name, ""

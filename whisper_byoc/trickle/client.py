@@ -27,7 +27,8 @@ ANSWER_SECONDS = 20.0
 DELETE_SECONDS = 2.0
 """For the answer to a DELETE."""
 
-_BROKEN = (aiohttp.ClientError, OSError, TimeoutError)
+_BROKEN = (aiohttp.ClientError, OSError, TimeoutError, UnicodeError)
+"""The last is what a host's name raises that no resolver can be asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,14 @@ async def open_session(options: ClientOptions) -> AsyncIterator[aiohttp.ClientSe
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         yield session
+
+
+def _problem_of(error: Exception) -> str:
+    """Without the URL, which aiohttp shows of an answer that is no HTTP, and which may be a
+    secret."""
+    if isinstance(error, aiohttp.ClientResponseError):
+        return error.message
+    return str(error) or type(error).__name__
 
 
 class _Failures:
@@ -155,7 +164,7 @@ class Subscriber:
             try:
                 response = await self._get()
             except _BROKEN as error:
-                self._failures.count(self.url, str(error) or type(error).__name__)
+                self._failures.count(self.url, _problem_of(error))
                 await asyncio.sleep(protocol.back_off(self._failures.num))
                 continue
             if response is None:
@@ -191,16 +200,17 @@ class Subscriber:
         if step.skipped:
             shown = self._options.shown_as or f"channel {self.url}"
             logger.warning("%s: %d segments skipped", shown, step.skipped)
+        # Answers without a number are no channel's: they may come at once, for ever.
+        blind = step.then is protocol.Next.READ and protocol.SEQ not in response.headers
         if step.then is protocol.Next.READ:
             self._seq = step.seq
             if response.content_length != 0:
+                await asyncio.sleep(protocol.BEHIND_SECONDS if blind else 0)
                 return RemoteSegment(step.seq - 1, response)
         response.close()
         if step.then is protocol.Next.END:
             raise protocol.channel_end(self.url, response.status)
         self._seq = step.seq
-        # An empty answer without a number would otherwise be asked for again at once, for ever.
-        blind = step.then is protocol.Next.READ and protocol.SEQ not in response.headers
         await asyncio.sleep(protocol.BEHIND_SECONDS if blind else step.seconds)
         return None
 
@@ -257,7 +267,7 @@ class Publisher:
             ):
                 problem = f"status {response.status}" if response.status != 200 else ""
         except _BROKEN as error:
-            problem = str(error) or type(error).__name__
+            problem = _problem_of(error)
         if problem:
             logger.warning("channel %s: not deleted: %s", self.url, problem)
 
@@ -288,7 +298,7 @@ class Publisher:
                     if step.ended:
                         raise protocol.channel_end(self.url, response.status)
         except _BROKEN as error:
-            problem = str(error) or type(error).__name__
+            problem = _problem_of(error)
             step = protocol.after_broken_post(self._seq, taken, self._failures.num + 1)
         return await self._follow(step, problem)
 
