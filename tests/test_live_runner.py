@@ -402,7 +402,7 @@ async def open_held(**jobs: Any) -> AsyncIterator[tuple[Network, Door]]:
         ("/transcribe", "application/json", '"text": "w0 w1"'),
         ("/transcribe?response_format=text", "text/plain", "w0 w1\n"),
         ("/transcribe?response_format=vtt", "text/vtt", "WEBVTT"),
-        ("/v1/audio/transcriptions", "application/json", '{"text": "w0 w1"}'),
+        ("/v1/audio/transcriptions", "application/json", '{"text": "w0 w1"'),
         ("/audio-to-text", "application/json", '"chunks"'),
     ],
 )
