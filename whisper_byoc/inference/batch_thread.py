@@ -42,7 +42,10 @@ class BatchThread(Generic[Request, Answer]):
         max_batch: int,
         steps: Callable[[Sequence[Request]], Steps[Answer]] | None = None,
         max_patient: int = 1,
+        executor: ThreadPoolExecutor | None = None,
     ) -> None:
+        """executor: of one thread, which becomes this object's, where something has to be done in
+        that thread before."""
         self._compute = compute
         self._steps = steps or self._in_one_step
         self._scheduler: Scheduler[Request] = Scheduler(max_batch, max_patient)
@@ -50,7 +53,7 @@ class BatchThread(Generic[Request, Answer]):
         self._closing = False
         self._answers: dict[int, asyncio.Future[Answer]] = {}
         self._arrived = asyncio.Event()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix=name)
 
     @property
     def num_waiting(self) -> int:

@@ -4,6 +4,7 @@ import asyncio
 import re
 import wave
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.resources import files
 
@@ -37,7 +38,8 @@ class Engine:
     of a recording has windows without a deadline, which are decoded while no other waits.
     """
 
-    def __init__(self, models: Sequence[Model]) -> None:
+    def __init__(self, models: Sequence[Model], executor: ThreadPoolExecutor | None = None) -> None:
+        """executor: of the one thread, where the models were loaded in it."""
         self.models: Mapping[str, Model] = {model.name: model for model in models}
         self._thread = BatchThread(
             "engine",
@@ -45,6 +47,7 @@ class Engine:
             max(model.max_batch for model in models),
             self._steps,
             MAX_PATIENT,
+            executor,
         )
 
     @property
@@ -135,11 +138,16 @@ def read_warm_up_clip() -> NDArray[np.float32]:
 async def open_engine(settings: ModelSettings) -> AsyncIterator[Engine]:
     """Load the weights off the event loop and decode while inside.
 
+    In one thread: with a team of threads for the thread that loads and another for the one that
+    decodes, OpenMP has more threads than cores, and all of them sleep at every barrier. Decoding
+    then takes twice as long (docs/engine.md).
     Raises MissingModel when weights are absent or damaged.
     """
-    engine = Engine(await asyncio.to_thread(load_models, settings))
-    async with engine.serve():
-        yield engine
+    with ThreadPoolExecutor(1, thread_name_prefix="engine") as executor:
+        loading = asyncio.get_running_loop().run_in_executor(executor, load_models, settings)
+        engine = Engine(await loading, executor)
+        async with engine.serve():
+            yield engine
 
 
 def load_models(settings: ModelSettings) -> list[Model]:
