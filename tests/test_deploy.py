@@ -125,6 +125,17 @@ async def deployed(orchestrator: LiveRunner, port: int) -> AsyncIterator[tuple[P
         yield process, list(orchestrator.registry.runners)[-1]
 
 
+@asynccontextmanager
+async def deployed_behind_one(port: int) -> AsyncIterator[tuple[LiveRunner, Process, str]]:
+    """And its orchestrator."""
+    async with (
+        asyncio.timeout(TIMEOUT),
+        open_live_runner(secret="secret") as orchestrator,
+        deployed(orchestrator, port) as (process, runner_id),
+    ):
+        yield orchestrator, process, runner_id
+
+
 def check(told: Told) -> None:
     """The answer is whole, and ends as it should."""
     assert told.whole, (told.door, told.events[-1:])
@@ -153,9 +164,7 @@ async def test_case_r20_a_deploy_loses_no_word(
     audio = pcm(samples)
     chosen = random.Random(deploy).uniform(1.0, len(samples) / SAMPLE_RATE - 1)
     async with (
-        asyncio.timeout(TIMEOUT),
-        open_live_runner(secret="secret") as orchestrator,
-        deployed(orchestrator, unused_tcp_port) as (process, runner_id),
+        deployed_behind_one(unused_tcp_port) as (orchestrator, process, runner_id),
         aiohttp.ClientSession() as http,
         asyncio.TaskGroup() as group,
     ):
@@ -197,9 +206,7 @@ def app_url(orchestrator: LiveRunner, session: Session) -> str:
 async def test_case_r21_a_second_signal_does_not_wait(speak: Speak, unused_tcp_port: int) -> None:
     audio = pcm(speak(TEXT))
     async with (
-        asyncio.timeout(TIMEOUT),
-        open_live_runner(secret="secret") as orchestrator,
-        deployed(orchestrator, unused_tcp_port) as (process, runner_id),
+        deployed_behind_one(unused_tcp_port) as (orchestrator, process, runner_id),
         aiohttp.ClientSession() as http,
         asyncio.TaskGroup() as group,
     ):

@@ -9,6 +9,7 @@ import io
 import time
 import wave
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -33,8 +34,8 @@ def load_ours(setup: Setup, engine: str = "") -> Transcribe:
     from whisper_byoc.decode import Effort
     from whisper_byoc.inference.voice import VoiceModel
 
-    prepare_torch(setup.threads)
-    model = _load_model(setup, engine or setup.engine)
+    executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
+    model = executor.submit(_load_model, setup, engine or setup.engine).result()
     voice = VoiceModel()
     seconds = {"voice activity": 0.0}
 
@@ -46,7 +47,9 @@ def load_ours(setup: Setup, engine: str = "") -> Transcribe:
 
     class Ours:
         def __call__(self, recordings: Sequence[Samples]) -> list[str]:
-            heard = hear_recordings(model, probabilities, recordings, Effort(setup.effort))
+            heard = hear_recordings(
+                model, probabilities, recordings, Effort(setup.effort), executor
+            )
             return [" ".join(passage.text for passage in passages) for passages in heard]
 
         def profile(self) -> dict[str, float]:
@@ -59,6 +62,7 @@ def _load_model(setup: Setup, engine: str) -> "Model":
     from whisper_byoc.inference.engine import choose_device, load_models
     from whisper_byoc.settings import Device, ModelSettings
 
+    prepare_torch(setup.threads)
     device = Device(setup.device)
     if engine == "reference":
         from whisper_bench.reference import ReferenceModel

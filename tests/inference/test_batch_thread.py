@@ -4,11 +4,17 @@ import asyncio
 import math
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
+from tests.scripted import Answer, ScriptedModel
+from whisper_byoc.decode import DecodeRequest
 from whisper_byoc.errors import DecodeError
+from whisper_byoc.inference import engine
 from whisper_byoc.inference.batch_thread import BatchThread, Steps
+from whisper_byoc.settings import ModelSettings
 
 pytestmark = pytest.mark.anyio
 TIMEOUT = 10
@@ -199,3 +205,43 @@ async def test_without_steps_a_patient_request_is_computed_at_once() -> None:
     async with asyncio.timeout(TIMEOUT), thread.serve():
         answers = await asyncio.gather(thread.submit(1, math.inf), thread.submit(2))
         assert list(answers) == [2, 4]
+
+
+async def test_a_thread_that_is_lent_is_waited_for_and_not_ended() -> None:
+    compute = Doubler()
+    compute.gate.clear()
+    with ThreadPoolExecutor(1) as executor:
+        lent = executor.submit(threading.get_ident).result()
+        thread = BatchThread("test", compute, max_batch=1, executor=executor)
+        async with asyncio.timeout(TIMEOUT):
+            async with thread.serve():
+                asking = asyncio.ensure_future(thread.submit(1))
+                await asyncio.to_thread(compute.begun.wait)
+                asking.cancel()
+                asyncio.get_running_loop().call_soon(compute.gate.set)
+            assert compute.threads == {lent}, "the batch has been waited for"
+        assert executor.submit(threading.get_ident).result() == lent
+
+
+async def test_weights_are_loaded_in_the_thread_that_decodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two threads would be two teams of OpenMP's, and decoding half as fast (docs/engine.md)."""
+    threads: list[int] = []
+
+    class Watched(ScriptedModel):
+        def decode(self, requests: Sequence[DecodeRequest]) -> list[Answer]:
+            threads.append(threading.get_ident())
+            return super().decode(requests)
+
+    def load(settings: ModelSettings) -> list[Watched]:
+        threads.append(threading.get_ident())
+        return [Watched()]
+
+    monkeypatch.setattr(engine, "load_models", load)
+    async with asyncio.timeout(TIMEOUT), engine.open_engine(ModelSettings()) as opened:
+        await opened.warm_up()
+        await opened.decode(DecodeRequest(np.zeros(16_000, np.float32), deadline=0.0))
+        await opened.decode(DecodeRequest(np.zeros(16_000, np.float32), deadline=math.inf))
+    assert len(threads) == 4
+    assert len(set(threads)) == 1

@@ -3,7 +3,8 @@ and nobody listens to the hours between."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from tests.conftest import LOOPBACK, Speak, direct, serve_app
 from tests.scripted import ScriptedModel, scripted_engine
+from whisper_byoc.jobs.job import Job
 from whisper_byoc.service import Service
 from whisper_byoc.settings import Settings, WorkerSettings
 from whisper_sim.orchestrator import Capability, Times, open_orchestrator, open_stream
@@ -125,9 +127,15 @@ async def test_between_segments_of_an_orchestrator(
         assert stream.status["audio_seconds"] == pytest.approx(events[-1]["audio_seconds"], abs=0.1)
 
 
-async def test_options_and_finalize_may_come_while_a_gap_waits_for_the_last_words(
+Ask = Callable[..., Coroutine[Any, Any, None]]
+
+
+@asynccontextmanager
+async def held_in_a_gap(
     sentence: NDArray[np.float32],
-) -> None:
+) -> AsyncIterator[tuple[Job, Ask, ScriptedModel]]:
+    """A job whose gap waits for the last words before it, which the model keeps back; what asks
+    something of it, by method, path and body."""
     model = ScriptedModel()
     async with (
         asyncio.timeout(TIMEOUT),
@@ -136,17 +144,22 @@ async def test_options_and_finalize_may_come_while_a_gap_waits_for_the_last_word
         asyncio.TaskGroup() as group,
     ):
         model.gate.clear()
-        body = b"".join(await said_twice(sentence, 90))
 
-        async def ask(method: str, path: str, data: bytes) -> None:
-            async with http.request(method, f"{url}/live/j/{path}", data=data) as answer:
+        async def ask(method: str, path: str, data: bytes | None = None) -> None:
+            async with http.request(method, f"{url}/live/j{path}", data=data) as answer:
                 assert answer.status == 200, await answer.text()
 
-        group.create_task(ask("PUT", "source", body))
+        group.create_task(ask("PUT", "/source", b"".join(await said_twice(sentence, 90))))
         await asyncio.to_thread(model.asked.wait)
-        job = service.jobs.get(direct("j"))
-        await ask("POST", "control", b'{"type": "options", "options": {"words": false}}')
-        finalizing = group.create_task(ask("POST", "control", b'{"type": "finalize"}'))
+        yield service.jobs.get(direct("j")), ask, model
+
+
+async def test_options_and_finalize_may_come_while_a_gap_waits_for_the_last_words(
+    sentence: NDArray[np.float32],
+) -> None:
+    async with held_in_a_gap(sentence) as (job, ask, model), asyncio.TaskGroup() as group:
+        await ask("POST", "/control", b'{"type": "options", "options": {"words": false}}')
+        finalizing = group.create_task(ask("POST", "/control", b'{"type": "finalize"}'))
         model.gate.set()
         await finalizing
         await job.until_ended()
@@ -156,23 +169,7 @@ async def test_options_and_finalize_may_come_while_a_gap_waits_for_the_last_word
 async def test_a_job_that_is_stopped_in_a_gap_keeps_its_words(
     sentence: NDArray[np.float32],
 ) -> None:
-    model = ScriptedModel()
-    async with (
-        asyncio.timeout(TIMEOUT),
-        serve_app(scripted_engine(model)) as (url, service),
-        aiohttp.ClientSession() as http,
-        asyncio.TaskGroup() as group,
-    ):
-        model.gate.clear()
-        body = b"".join(await said_twice(sentence, 90))
-
-        async def ask(method: str, path: str, data: bytes | None = None) -> None:
-            async with http.request(method, f"{url}/live/j{path}", data=data) as answer:
-                assert answer.status == 200, await answer.text()
-
-        group.create_task(ask("PUT", "/source", body))
-        await asyncio.to_thread(model.asked.wait)
-        job = service.jobs.get(direct("j"))
+    async with held_in_a_gap(sentence) as (job, ask, model), asyncio.TaskGroup() as group:
         stopping = group.create_task(ask("DELETE", ""))
         model.gate.set()
         await stopping

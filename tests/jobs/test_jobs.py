@@ -275,10 +275,10 @@ async def test_a_fault_while_segments_are_read_reaches_no_other_job() -> None:
             channel.write(segment, b"x")
             channel.end(segment)
             if it is job:
-                while sources.find(job) is not None:
-                    await channel.changes.wait()
-                    await asyncio.sleep(0)
+                await job.until_ended()
             else:
                 channel.finish()
                 await other.until_ended()
+        assert job.log.end_reason is EndReason.ERROR
+        assert str(job.failure) == "decoding failed: RuntimeError: a fault of ours"
         assert other.log.end_reason is EndReason.EOF

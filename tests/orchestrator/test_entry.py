@@ -27,7 +27,6 @@ from whisper_byoc.settings import (
 
 NAME = "whisper-of-the-tests"
 SECRET = "orchestrators-know-us-by-this"
-TOKEN = "token-of-the-doors"
 IDENTITY = Identity("tiny.en", "1.2.3")
 READY = Load()
 
@@ -103,20 +102,6 @@ def test_what_went_wrong_is_said_once_until_it_changes() -> None:
 
 
 # BYOC
-
-
-def test_a_capability_is_what_the_orchestrator_decodes() -> None:
-    request = CapabilityEntry(settings_for(token=TOKEN), "http://o").next_request(READY)
-    assert json.loads(request.body) == {
-        "name": NAME,
-        "description": "live speech to text",
-        "url": "http://worker:8000",
-        "capacity": 9,
-        "price_per_unit": 7,
-        "price_scaling": 1,
-        "currency": "wei",
-        "token": TOKEN,
-    }
 
 
 @pytest.mark.parametrize(("num_streams", "free"), [(0, 9), (2, 7), (9, 0), (11, 0)])

@@ -6,14 +6,15 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
+from tests.orchestrator.log import Log
 from tests.orchestrator.registry import serve_registry
-from tests.orchestrator.test_registration import SLACK, Log, open_registration
+from tests.orchestrator.test_registration import SLACK, open_registration
 from whisper_byoc.orchestrator.entry import Identity
 from whisper_byoc.orchestrator.o2r import follow
 from whisper_byoc.orchestrator.registration import Registration
@@ -43,18 +44,6 @@ def settings_for(*urls: str, runner: dict[str, Any] | None = None, **orchestrato
         runner=RunnerSettings.model_validate(runner or {}),
         jobs=JobSettings(max_jobs=3),
     )
-
-
-@pytest.fixture
-def log() -> Iterator[Log]:
-    handler = Log()
-    logger = logging.getLogger("whisper_byoc.orchestrator")
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    yield handler
-    logger.removeHandler(handler)
-    logger.setLevel(before)
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
@@ -19,6 +19,7 @@ import pytest
 
 from tests import pytrickle_peer
 from tests.conftest import MODELS
+from tests.orchestrator.log import Log
 from tests.orchestrator.registry import (
     SECRET,
     TIMEOUT,
@@ -57,43 +58,6 @@ def settings_for(*urls: str, **orchestrator: Any) -> Settings:
         capability=CapabilitySettings(name=NAME, url="http://worker:8000", price_per_unit=7),
         jobs=JobSettings(max_jobs=9),
     )
-
-
-class Log(logging.Handler):
-    """What registration logs, at every level."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
-        self.records: list[logging.LogRecord] = []
-        self._said = asyncio.Event()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-        self._said.set()
-
-    def at(self, level: int) -> list[str]:
-        return [r.getMessage() for r in self.records if r.levelno == level]
-
-    def all(self) -> str:
-        return "\n".join(record.getMessage() for record in self.records)
-
-    async def until(self, text: str, count: int = 1) -> None:
-        async with asyncio.timeout(TIMEOUT):
-            while sum(text in record.getMessage() for record in self.records) < count:
-                self._said.clear()
-                await self._said.wait()
-
-
-@pytest.fixture
-def log() -> Iterator[Log]:
-    handler = Log()
-    logger = logging.getLogger("whisper_byoc.orchestrator.registration")
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    yield handler
-    logger.removeHandler(handler)
-    logger.setLevel(before)
 
 
 @pytest.fixture

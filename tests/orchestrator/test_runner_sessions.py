@@ -304,16 +304,28 @@ async def test_until_answered_waits_for_every_request() -> None:
         await waiting
 
 
+@asynccontextmanager
+async def watching(
+    sessions: RunnerSessions,
+    callbacks: Callbacks,
+    ended: Ended,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[tuple[str, Said]]:
+    """Sessions that may fall silent: where their callbacks lead, and what is logged of them."""
+    async with (
+        asyncio.timeout(TIMEOUT),
+        callbacks.serve(tls) as url,
+        listening() as said,
+        sessions.serve(ended.end),
+    ):
+        yield url, said
+
+
 @pytest.mark.parametrize("status", [200, 204, 404])
 async def test_case_r31_a_silent_session_is_stopped_once_with_its_token(status: int) -> None:
     callbacks, ended = Callbacks(status), Ended()
     sessions = sessions_of(allowed_hosts="127.0.0.1")
-    async with (
-        asyncio.timeout(TIMEOUT),
-        callbacks.serve() as url,
-        listening() as said,
-        sessions.serve(ended.end),
-    ):
+    async with watching(sessions, callbacks, ended) as (url, said):
         with sessions.request(headers("s", control=f"{url}/s/", token="secret")):
             pass
         await said.came.wait()
@@ -325,12 +337,7 @@ async def test_case_r31_a_silent_session_is_stopped_once_with_its_token(status: 
 async def test_case_r31_a_stop_that_is_refused_is_logged() -> None:
     callbacks, ended = Callbacks(403), Ended()
     sessions = sessions_of(allowed_hosts="127.0.0.1")
-    async with (
-        asyncio.timeout(TIMEOUT),
-        callbacks.serve() as url,
-        listening() as said,
-        sessions.serve(ended.end),
-    ):
+    async with watching(sessions, callbacks, ended) as (url, said):
         with sessions.request(headers(control=f"{url}/s", token="secret")):
             pass
         await said.came.wait()
@@ -344,12 +351,7 @@ async def test_a_session_that_is_used_while_another_is_stopped_goes_on() -> None
     callbacks, ended = Callbacks(), Ended()
     callbacks.may_answer.clear()
     sessions = sessions_of(allowed_hosts="127.0.0.1")
-    async with (
-        asyncio.timeout(TIMEOUT),
-        callbacks.serve() as url,
-        listening() as said,
-        sessions.serve(ended.end),
-    ):
+    async with watching(sessions, callbacks, ended) as (url, said):
         first, second = (headers(it, control=f"{url}/{it}") for it in "ab")
         with sessions.request(first), sessions.request(second):
             pass
@@ -366,12 +368,7 @@ async def test_a_stop_of_a_listed_session_is_tried_again_where_it_may_go_well() 
     """Its orchestrator would keep the place for ever."""
     callbacks, ended = Callbacks(503), Ended()
     sessions = sessions_of(allowed_hosts="127.0.0.1")
-    async with (
-        asyncio.timeout(TIMEOUT),
-        callbacks.serve() as url,
-        listening() as said,
-        sessions.serve(ended.end),
-    ):
+    async with watching(sessions, callbacks, ended) as (url, said):
         with sessions.request(headers(control=f"{url}/s", token="secret")):
             sessions.reconcile("r", ["s"])
         while len(said.lines) < 2:
@@ -385,12 +382,7 @@ async def test_a_stop_of_a_listed_session_is_tried_again_where_it_may_go_well() 
 async def test_case_r31_a_host_that_is_not_allowed_is_not_called() -> None:
     callbacks, ended = Callbacks(), Ended()
     sessions = sessions_of(allowed_hosts="orchestrator")
-    async with (
-        asyncio.timeout(TIMEOUT),
-        callbacks.serve() as url,
-        listening() as said,
-        sessions.serve(ended.end),
-    ):
+    async with watching(sessions, callbacks, ended) as (url, said):
         for session_id in "ab":
             with sessions.request(headers(session_id, control=f"{url}/{session_id}")):
                 pass
@@ -410,12 +402,7 @@ async def test_a_callback_that_is_no_sessions_is_not_called(forged: str) -> None
     """A direct caller can put anything into the header."""
     callbacks, ended = Callbacks(), Ended()
     sessions = sessions_of(allowed_hosts="127.0.0.1")
-    async with (
-        asyncio.timeout(TIMEOUT),
-        callbacks.serve() as url,
-        listening() as said,
-        sessions.serve(ended.end),
-    ):
+    async with watching(sessions, callbacks, ended) as (url, said):
         with sessions.request(headers("s", control=forged.format(url=url))):
             pass
         with sessions.request(headers("t", control=f"{url}/t")):
@@ -434,12 +421,7 @@ async def test_case_r41_callbacks_go_to_whom_the_certificates_tell(
     callbacks, ended = Callbacks(), Ended()
     ca_file = {"ca_file": tmp_path / "certificate.pem"} if trusted else {}
     sessions = sessions_of(allowed_hosts="127.0.0.1", **ca_file)
-    async with (
-        asyncio.timeout(TIMEOUT),
-        callbacks.serve(tls) as url,
-        listening() as said,
-        sessions.serve(ended.end),
-    ):
+    async with watching(sessions, callbacks, ended, tls) as (url, said):
         with sessions.request(headers(control=f"{url}/s", token="secret")):
             pass
         await said.came.wait()

@@ -33,7 +33,7 @@ class Audio:
             try:
                 async with asyncio.timeout(None) as self._waiting:
                     piece = await anext(self._audio, None)
-            except Exception as error:
+            except Exception as error:  # it is the caller's, and may raise anything
                 if self._cut:
                     return
                 broken = ClientError(f"the audio broke off: {error}")

@@ -44,8 +44,8 @@ class BatchThread(Generic[Request, Answer]):
         max_patient: int = 1,
         executor: ThreadPoolExecutor | None = None,
     ) -> None:
-        """executor: of one thread, which becomes this object's, where something has to be done in
-        that thread before."""
+        """executor: of one thread, where more is done in that thread; whoever made it shuts it
+        down."""
         self._compute = compute
         self._steps = steps or self._in_one_step
         self._scheduler: Scheduler[Request] = Scheduler(max_batch, max_patient)
@@ -53,6 +53,7 @@ class BatchThread(Generic[Request, Answer]):
         self._closing = False
         self._answers: dict[int, asyncio.Future[Answer]] = {}
         self._arrived = asyncio.Event()
+        self._is_owner = executor is None
         self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix=name)
 
     @property
@@ -83,7 +84,13 @@ class BatchThread(Generic[Request, Answer]):
                     self._closing = True
                     loop.cancel()
         finally:
-            await asyncio.shield(asyncio.to_thread(self._executor.shutdown))
+            await asyncio.shield(asyncio.to_thread(self._leave))
+
+    def _leave(self) -> None:
+        if self._is_owner:
+            self._executor.shutdown()
+        else:
+            self._executor.submit(lambda: None).result()  # behind what the thread is at
 
     async def _loop(self) -> None:
         while True:

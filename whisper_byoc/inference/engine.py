@@ -39,7 +39,7 @@ class Engine:
     """
 
     def __init__(self, models: Sequence[Model], executor: ThreadPoolExecutor | None = None) -> None:
-        """executor: of the one thread, where the models were loaded in it."""
+        """executor: of the one thread, where the models were loaded in it; see `BatchThread`."""
         self.models: Mapping[str, Model] = {model.name: model for model in models}
         self._thread = BatchThread(
             "engine",

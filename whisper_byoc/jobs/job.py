@@ -277,10 +277,7 @@ class Job:
             error = errors.first_of(failed)
             if isinstance(error, ServiceError):
                 self.logger.error("%s", error)
-            else:
-                self.logger.error("failed", exc_info=failed)
-                error = errors.DecodeError(f"{type(error).__name__}: {error}")
-            self._abandon(error)
+            self._abandon(self._told_of(error))
         finally:
             self._finish()
 
@@ -294,12 +291,24 @@ class Job:
         self._body = body
         try:
             await self.work.receive(body, audio_format)
+        except ServiceError:
+            raise
+        except Exception as error:  # one job's fault must not reach the others
+            raise self._told_of(error) from error
         finally:
             self._body = None
-        if error := body.too_large or self.failure:
-            raise error
+        if failure := body.too_large or self.failure:
+            raise failure
         if self._stop_reason is not None:
             await self._end_input(self._stop_reason)
+
+    def _told_of(self, error: BaseException) -> ServiceError:
+        """An error as readers of the job are told of it. What is no error of the service is a fault
+        of ours, and is logged."""
+        if isinstance(error, ServiceError):
+            return error
+        self.logger.error("failed", exc_info=error)
+        return errors.DecodeError(f"{type(error).__name__}: {error}")
 
     async def _fail(self, error: ServiceError) -> None:
         self.failure = self.failure or error
@@ -311,9 +320,8 @@ class Job:
             self._input_ended = True
             try:
                 await self.work.receive_end(reason, failure)
-            except errors.DecodeError as error:
-                # Not raised: whoever ends the input waits for the end of the job.
-                self._abandon(error)
+            except Exception as error:  # not raised: who ends the input waits for the job's end
+                self._abandon(self._told_of(error))
 
     def _abandon(self, error: ServiceError) -> None:
         """End at once, without a flush."""

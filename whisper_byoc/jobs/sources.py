@@ -68,8 +68,6 @@ class Sources:
             await job.stop(EndReason.EOF)
         except ServiceError as error:  # readers of the job get it as an event
             job.logger.info("%s", error)
-        except Exception:  # one job's fault must not reach the others
-            job.logger.exception("its segments are not read any further")
         finally:
             channel.close()
             del self._channels[job]
